@@ -1,1 +1,16 @@
+"""Learn diffusion models by building them: every public name of the modules, imported when it is first asked for."""
+from importlib import import_module
+
 __version__ = "0.1.0"
+
+_modules = ("data", "schedule", "unet", "training", "sampling", "guidance", "evaluation", "commands")
+
+def __getattr__(name):
+    if name in _modules: return import_module(f"fashiondiff.{name}")
+    for module in _modules:
+        found = import_module(f"fashiondiff.{module}")
+        if name in getattr(found, "__all__", ()): return getattr(found, name)
+    raise AttributeError(f"module 'fashiondiff' has no attribute {name!r}")
+
+def __dir__():
+    return sorted({"__version__"}.union(*(getattr(import_module(f"fashiondiff.{m}"), "__all__", ()) for m in _modules)))

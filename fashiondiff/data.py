@@ -6,17 +6,18 @@
 __all__ = ['classes', 'assets', 'datasets', 'DataError', 'class_id', 'to_float', 'to_uint8', 'sample_data', 'to_grid',
            'show_images', 'cache_dir', 'fashion_mnist', 'load_data', 'stream_seed', 'rng', 'Batches', 'LoaderBatches']
 
-# %% ../nbs/00_data.ipynb #2c80fab5
-import gzip, hashlib, io, os
+# %% ../nbs/00_data.ipynb #e359c9d9
+import gzip, hashlib, os
 from difflib import get_close_matches
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 import torch, matplotlib.pyplot as plt
 from safetensors.torch import load_file
 from torchvision.datasets import FashionMNIST
 from torchvision.utils import make_grid
 
-# %% ../nbs/00_data.ipynb #0d4634a2
+# %% ../nbs/00_data.ipynb #6a5fc18b
 classes = ('t-shirt_top', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle_boot')
 
 class DataError(ValueError):
@@ -36,7 +37,7 @@ def class_id(
     if not 0 <= int(name) < len(names): raise DataError(f"unknown class {name!r}: it is none of {known}")
     return int(name)
 
-# %% ../nbs/00_data.ipynb #97c579b4
+# %% ../nbs/00_data.ipynb #329e4309
 def to_float(
     u8,  # uint8 pixels, 0 to 255, any shape
 ):
@@ -49,15 +50,15 @@ def to_uint8(
     "Images to bytes: uint8, 0 to 255, rounded to nearest"
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #9f1ce251
-assets = Path(__file__).parent/'assets' if '__file__' in globals() else Path('../fashiondiff/assets')
+# %% ../nbs/00_data.ipynb #4314b8a7
+assets = Path(str(files('fashiondiff')))/'assets'  # what the package carries
 
 def sample_data(**_):
     "1,000 real Fashion-MNIST training images, 100 a class, shipped in the package: uint8 `[1000, 1, 28, 28]` and labels int64 `[1000]`"
     d = load_file(assets/'fashion_mnist_sample.safetensors')
     return d['images'], d['labels'].long()
 
-# %% ../nbs/00_data.ipynb #3ccd654a
+# %% ../nbs/00_data.ipynb #1982d181
 def to_grid(
     x,  # images `[B, C, H, W]` in [-1, 1]
     ncol=8,  # images in a row
@@ -85,7 +86,7 @@ def show_images(
         ax.set_yticks([(i + .5) * h for i in range(nrow)], rows, fontsize=8); ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/00_data.ipynb #ef8dd616
+# %% ../nbs/00_data.ipynb #899b7762
 _files = dict(
     train=('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     test=('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'))
@@ -109,7 +110,7 @@ def _find(name, data=None):
     spots = (p/sub/(name + ext) for p in _places(data) for sub in ('FashionMNIST/raw', '.') for ext in ('', '.gz'))
     return next((p for p in spots if p.is_file()), None)
 
-# %% ../nbs/00_data.ipynb #f4b7e889
+# %% ../nbs/00_data.ipynb #bcbba46d
 def _read(path, name):
     "The checked contents of one file; what was packed is also left unpacked in the cache"
     try: raw = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
@@ -134,7 +135,7 @@ def _download():
         raise DataError(f'Fashion-MNIST is on none of {", ".join(map(str, _places()))}, and downloading it failed ({e}). '
                         'Put the four *-ubyte.gz files into ./data, or on Debian: apt install dataset-fashion-mnist') from None
 
-# %% ../nbs/00_data.ipynb #051dab4a
+# %% ../nbs/00_data.ipynb #1bd5827e
 def fashion_mnist(
     split='train',  # `'train'` (60,000 images) or `'test'` (10,000)
     data=None,  # a folder that holds the files; otherwise the usual places, then a download
@@ -163,7 +164,7 @@ def load_data(
     if name not in datasets: raise DataError(f'unknown data set {name!r}: it is one of {", ".join(datasets)}')
     return datasets[name](split=split, data=data)
 
-# %% ../nbs/00_data.ipynb #fe8b1226
+# %% ../nbs/00_data.ipynb #907e489a
 def stream_seed(
     seed,  # the run's seed
     i,  # which stream: an epoch, a step, the index of an image
@@ -176,7 +177,7 @@ def rng(seed, i=0, salt=0, device='cpu'):
     "A `torch.Generator` for stream `i` of `seed`"
     return torch.Generator(device).manual_seed(stream_seed(seed, i, salt))
 
-# %% ../nbs/00_data.ipynb #54c94235
+# %% ../nbs/00_data.ipynb #131bfeac
 class Batches:
     "Shuffled training batches of a data set that lives on `device` as bytes; the last, incomplete batch of an epoch is dropped"
     def __init__(self,
@@ -202,7 +203,7 @@ class Batches:
         idx = self.order(epoch)[i * self.batch_size:(i + 1) * self.batch_size]
         return to_float(self.images[idx]), self.labels[idx]
 
-# %% ../nbs/00_data.ipynb #129a36de
+# %% ../nbs/00_data.ipynb #636b3b2c
 class LoaderBatches:
     "The same as `Batches` for any map-style dataset of `(image uint8 [C, H, W], label)`, through a `DataLoader`"
     def __init__(self,

@@ -8,7 +8,7 @@ __all__ = ['presets', 'loss_weights', 'losses', 'draw', 'ema_decay', 'Config', '
            'write_whole', 'read_checkpoint', 'config_from', 'save_checkpoint', 'resume', 'save_weights', 'Loaded',
            'shipped_models', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'fit']
 
-# %% ../nbs/02_training.ipynb #592576cb
+# %% ../nbs/02_training.ipynb #711cc650
 import csv, json, math, os, time, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
@@ -20,11 +20,11 @@ from accelerate.state import AcceleratorState, PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
-from .data import rng, stream_seed
+from .data import assets, rng, stream_seed
 from .schedule import kinds, make_schedule, schedules, target
 from .unet import build_network
 
-# %% ../nbs/02_training.ipynb #546b884d
+# %% ../nbs/02_training.ipynb #bd4e03fa
 def loss_weights(
     schedule,  # a `Schedule`
     kind,  # what the network predicts: `"eps"`, `"x0"` or `"v"`
@@ -50,7 +50,7 @@ def losses(
     pred = denoiser(schedule.add_noise(x0, eps, t), t, cond)
     return (pred.float() - target(schedule, x0, eps, t, denoiser.kind)).square().flatten(1).mean(1)
 
-# %% ../nbs/02_training.ipynb #17a4db20
+# %% ../nbs/02_training.ipynb #55b9accc
 def draw(
     seed, step,  # which random numbers: those of this step of the run with this seed
     x0,  # images `[B, …]`
@@ -66,7 +66,7 @@ def draw(
     drop = torch.rand(len(x0), generator=g, device=x0.device) < p_uncond
     return t, eps, torch.where(drop, torch.full_like(cond, null), cond)
 
-# %% ../nbs/02_training.ipynb #0393f34c
+# %% ../nbs/02_training.ipynb #4197d217
 def ema_decay(
     n,  # updates so far
     decay=0.9999,  # in the long run
@@ -75,7 +75,7 @@ def ema_decay(
     "The decay of the next EMA update"
     return min(decay, (1 + n) / (10 + n)) if warmup else decay
 
-# %% ../nbs/02_training.ipynb #44b8af69
+# %% ../nbs/02_training.ipynb #702734ce
 @dataclass
 class Config:
     "Preset `fast`: the plain recipe of the literature, for a GPU"
@@ -128,7 +128,7 @@ class Tiny(Config):
     channel_mults: tuple = (1, 2)            # two levels are left
     dropout: float = 0.                      # nobody learns 60,000 pictures by heart in ten minutes; random bits are dear on a CPU
     prediction: str = 'v'                    # errors count at every noise level
-    steps: int = 2600                        # fixed, so that the result does not depend on the speed of the machine
+    steps: int = 2000                        # four epochs; fixed, so that the result does not depend on the speed of the machine
     batch_size: int = 128                    # many small steps beat few large ones in a short run
     lr: float = 2e-3                         # ten times the plain recipe's: there is no time to be careful, …
     lr_warmup: int = 200                     # … so it needs a warm-up
@@ -139,7 +139,7 @@ class Tiny(Config):
 
 presets = dict(tiny=Tiny, fast=Config, hq=HQ)  # presets by name
 
-# %% ../nbs/02_training.ipynb #94826a5e
+# %% ../nbs/02_training.ipynb #cb325856
 class ConfigError(ValueError):
     "A setting that does not exist or makes no sense"
 
@@ -174,7 +174,7 @@ def make_config(
     if not c.channel_mults or min(c.channel_mults) < 1: raise ConfigError(f'channel_mults = {list(c.channel_mults)}: it is one or more positive numbers')
     return c
 
-# %% ../nbs/02_training.ipynb #38e51f17
+# %% ../nbs/02_training.ipynb #d80b831d
 _network_fields = ('image_size', 'channels', 'num_classes', 'base_channels', 'channel_mults', 'num_res_blocks', 'attention_resolutions', 'dropout', 'patch_size')
 
 def build(
@@ -189,7 +189,7 @@ def schedule_of(config):
     "The schedule of a configuration"
     return make_schedule(config.beta_schedule, config.timesteps)
 
-# %% ../nbs/02_training.ipynb #17b1b866
+# %% ../nbs/02_training.ipynb #7717537c
 def lr_factor(
     step,  # steps taken so far
     total,  # steps in all
@@ -200,7 +200,7 @@ def lr_factor(
     rise = min(1., (step + 1) / (warmup + 1))
     return rise * ((1 + math.cos(math.pi * min(1., step / max(1, total)))) / 2 if decay == 'cosine' else 1.)
 
-# %% ../nbs/02_training.ipynb #dc5c678e
+# %% ../nbs/02_training.ipynb #f3482c15
 def pick_device(
     device=None,  # `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None picks the best there is
 ) -> str:
@@ -230,7 +230,7 @@ class Log(NamedTuple):
     lr: float  # learning rate of this step
     epoch_loss: float = None  # mean loss of an epoch, when this step completed one
 
-# %% ../nbs/02_training.ipynb #4f33b7ef
+# %% ../nbs/02_training.ipynb #f72c482e
 class Trainer:
     "Everything that changes while a model trains; iterate over it to train"
     def __init__(self,
@@ -300,7 +300,7 @@ class Trainer:
     @property
     def averaged(self): "The network with averaged weights, in evaluation mode"; return self.ema.module.eval()
 
-# %% ../nbs/02_training.ipynb #b6bf3f56
+# %% ../nbs/02_training.ipynb #c7177e43
 class CheckpointError(ValueError):
     "A file that is missing, damaged, or not a checkpoint of this project"
 
@@ -329,7 +329,7 @@ def config_from(d, path) -> Config:
     try: return make_config(**d)
     except (ConfigError, TypeError) as e: raise CheckpointError(f'{path}: {e}') from None
 
-# %% ../nbs/02_training.ipynb #3b4fb8d9
+# %% ../nbs/02_training.ipynb #9bec5141
 def _state(trainer):
     return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, ema=trainer.ema.module.state_dict(),
                 model=trainer.raw.state_dict(), optimizer=trainer.optimizer.state_dict(), n_averaged=trainer.ema.n_averaged.item(),
@@ -366,7 +366,7 @@ def _same_config(now, then, path):
     other = [f'{k} = {a[k]} (there: {b[k]})' for k in a if a[k] != b[k] and k not in ('epochs', 'steps')]
     if other: raise CheckpointError(f'{path} was trained with another configuration: {", ".join(other)}')
 
-# %% ../nbs/02_training.ipynb #2f1376da
+# %% ../nbs/02_training.ipynb #eeca3607
 def save_weights(
     model,  # a network
     config,  # its `Config`
@@ -386,7 +386,7 @@ class Loaded(NamedTuple):
 
 def shipped_models():
     "Names and paths of the models that come with the package, and of those in `weights/` of a checkout"
-    here = Path(__file__).parent if '__file__' in globals() else Path('../fashiondiff')
+    here = assets.parent
     return {p.stem: p for d in (here.parent/'weights', here/'weights') for p in sorted(d.glob('*.safetensors'))}
 
 def _read_weights(path):
@@ -418,7 +418,7 @@ def load_model(
     except (ConfigError, RuntimeError, AttributeError) as e: raise CheckpointError(f'the weights in {path} do not fit its configuration') from e
     return Loaded(model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), schedule_of(config), config, card)
 
-# %% ../nbs/02_training.ipynb #27c29037
+# %% ../nbs/02_training.ipynb #d8dd2f8b
 def newest_checkpoint(
     out,  # the folder of a run
 ):
@@ -449,7 +449,7 @@ def read_log(out):
     rows = list(csv.DictReader((Path(out)/'log.csv').open()))
     return {k: [float(r[k]) for r in rows] for k in RunLog.columns}
 
-# %% ../nbs/02_training.ipynb #ef0816a2
+# %% ../nbs/02_training.ipynb #f192df84
 def fit(
     trainer,  # a `Trainer`
     out,  # folder of the run; made if needed

@@ -1,0 +1,101 @@
+"The two commands as a person meets them: real processes, killed, resumed, fed nonsense."
+import csv, json, os, signal, subprocess, sys, time
+from pathlib import Path
+import pytest, torch
+from PIL import Image
+from fashiondiff.training import load_model, read_checkpoint
+
+TRAIN = [sys.executable, "-m", "fashiondiff.commands", "train", "--dataset", "sample", "--device", "cpu", "--wandb", "disabled",
+         "--preset", "tiny", "--base_channels", "16", "--batch_size", "100", "--lr_warmup", "5", "--mixed_precision", "no", "--steps", "40"]
+SAMPLE = [sys.executable, "-m", "fashiondiff.commands", "sample", "--device", "cpu"]
+
+def run(command, **kw): return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, **kw)
+
+def rows(out): return {int(r["step"]): r["loss"] for r in csv.DictReader((out / "log.csv").open())}
+
+def same(a, b): return all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "A run that nothing happened to"
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = run([*TRAIN, "--out", out]); assert done.returncode == 0, done.stderr
+    return out
+
+def test_a_run_describes_itself(whole):
+    assert {p.name for p in whole.iterdir()} == {"config.json", "log.csv", "best_model.pth", "final_model.pth", "checkpoint_last.pth", "samples_final.png"} | \
+        {p.name for p in whole.glob("samples_epoch_*.png")}
+    assert json.loads((whole / "config.json").read_text())["base_channels"] == 16
+    assert set(rows(whole)) >= {10, 20, 30, 40}                                      # an epoch of the sample is 10 steps of 100
+    assert load_model(whole).config.base_channels == 16 and len(load_model(whole).schedule) == 1000
+    assert Image.open(whole / "samples_final.png").size == (8 * 29 + 1, 10 * 29 + 1)
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_resumed_after_a_signal_it_ends_bitwise_the_same(whole, tmp_path, how):
+    out = tmp_path / "run"
+    p = subprocess.Popen([str(c) for c in [*TRAIN, "--out", out, "--checkpoint_epochs", "1"]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for _ in range(1200):
+        if list(out.glob("checkpoint_epoch_*.pth")) or p.poll() is not None: break
+        time.sleep(0.05)
+    p.send_signal(how); p.communicate(timeout=120)
+    assert p.returncode == (-9 if how == signal.SIGKILL else 128 + how), "the run ended before it could be interrupted" if p.returncode == 0 else p.returncode
+    assert not (out / "final_model.pth").exists()
+    done = run([*TRAIN, "--out", out, "--resume"]); assert done.returncode == 0, done.stderr
+    a, b = read_checkpoint(whole / "checkpoint_last.pth"), read_checkpoint(out / "checkpoint_last.pth")
+    assert a["step"] == b["step"] == 40 and same(a["ema"], b["ema"]) and same(a["model"], b["model"])
+    assert rows(out) == rows(whole)
+
+def test_max_minutes_stops_with_a_checkpoint_and_changes_nothing_else(whole, tmp_path):
+    out = tmp_path / "run"
+    stopped = run([*TRAIN, "--out", out, "--max_minutes", "0.001"]); assert stopped.returncode == 0, stopped.stderr
+    step = read_checkpoint(out / "checkpoint_last.pth")["step"]
+    assert 0 < step < 40 and "time is up" in stopped.stdout and not (out / "final_model.pth").exists()
+    assert run([*TRAIN, "--out", out, "--resume"]).returncode == 0
+    assert same(read_checkpoint(whole / "final_model.pth")["ema"], read_checkpoint(out / "final_model.pth")["ema"])
+
+def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path):
+    out = tmp_path / "run"; out.mkdir()
+    data = (whole / "checkpoint_last.pth").read_bytes()
+    (out / "checkpoint_epoch_004.pth").write_bytes(data); (out / "checkpoint_last.pth").write_bytes(data[: len(data) // 2])
+    done = run([*TRAIN, "--out", out, "--resume", "--steps", "42"])
+    assert done.returncode == 0 and "passed over" in done.stderr and "step 42 of 42" in done.stdout
+
+BAD_TRAINING = {
+    "--preset fats": "unknown preset 'fats'", "--image_size 30": "divisible by", "--steps -1": "steps = -1", "--batch_size 0": "at least 1", "--batch_size 2000": "does not fit",
+    "--beta_schedule cosin": "one of linear, cosine", "--prediction noise": "one of eps, x0, v", "--resume": "no checkpoint", "--mixed_precision fp16": "needs a GPU",
+    "--data nowhere --dataset fashion_mnist": "no Fashion-MNIST in nowhere", "--dataset mnist": "unknown data set", "--lr fast": "invalid float", "--base_chanels 3": "unrecognized", "--device tpu": "no device", "--max_minutes -1": "more than 0"}
+
+@pytest.mark.parametrize("line", BAD_TRAINING)
+def test_bad_training_input_gets_one_line_and_exit_2(line, tmp_path):
+    done = run([*TRAIN, "--out", tmp_path / "run", *line.split()], cwd=tmp_path)
+    assert done.returncode == 2 and BAD_TRAINING[line] in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+def test_resume_with_another_config_is_refused(whole, tmp_path):
+    for flags in (["--lr", "0.5"], ["--preset", "hq"], ["--seed", "7"]):
+        done = run([*TRAIN, "--out", whole, "--resume", *flags])
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and flags[1] in done.stderr
+    again = run([*TRAIN, "--out", whole])
+    assert again.returncode == 2 and "already holds a run" in again.stderr
+
+def test_sampling_from_a_run_of_ones_own(whole, tmp_path):
+    done = run([*SAMPLE, "--model", whole, "--class", "t-shirt_top", "--n_samples", "3", "--use_ddim", "--ddim_steps", "5", "--save_individual", "--out", tmp_path / "s"])
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "s/individual").iterdir()) == [f"t-shirt_top_00{i}.png" for i in range(3)]
+    im = Image.open(tmp_path / "s/individual/t-shirt_top_000.png"); assert im.size == (28, 28) and im.mode == "L"
+
+def test_foreign_and_truncated_models_are_named(tmp_path):
+    torch.save({"weights": 1}, tmp_path / "foreign.pth"); (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    for name in ("foreign.pth", "cut.safetensors", "missing.pth", "."):
+        done = run([*SAMPLE, "--model", tmp_path / name, "--class", "bag", "--out", tmp_path / "s"])
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr, done.stderr
+
+def test_wandb_is_offline_by_default_and_keeps_loss_and_samples(tmp_path):
+    line = [c for c in TRAIN if c not in ("--wandb", "disabled")]
+    env = {k: v for k, v in os.environ.items() if k != "WANDB_MODE"} | {"WANDB_API_KEY": "0" * 40}
+    t0 = time.monotonic()
+    done = run([*line, "--steps", "10", "--sample_epochs", "1", "--out", tmp_path / "run"], env=env)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - t0 < 60, "it waited for a network"
+    (folder,) = (tmp_path / "run/wandb").glob("offline-run-*")
+    assert list(folder.glob("*.wandb"))[0].stat().st_size > 1000 and list(folder.glob("files/media/images/*.png"))

@@ -1,0 +1,54 @@
+"What a person who installs the package gets."
+import subprocess, sys, zipfile
+from pathlib import Path
+import pytest, torch
+from fashiondiff.evaluation import class_accuracy, load_classifier
+from fashiondiff.guidance import guide
+from fashiondiff.sampling import noise_like, sample
+from fashiondiff.training import load_model, shipped_models
+from make_readme import ROOT
+
+def test_the_wheel_holds_weights_and_sample_data_and_is_small(tmp_path):
+    src = tmp_path / "src"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(src)], check=True) if (ROOT / ".git").exists() else None
+    done = subprocess.run([sys.executable, "-m", "build", "-q", "--wheel", "--no-isolation", "--outdir", tmp_path, src], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 20e6
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"fashiondiff/assets/classifier.safetensors", "fashiondiff/assets/fashion_mnist_sample.safetensors"} <= set(names)
+    assert any(n.startswith("fashiondiff/weights/") for n in names)
+    entry = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+    assert "fashiondiff_train" in entry and "fashiondiff_sample" in entry
+
+def test_importing_the_front_door_is_quick_and_complete():
+    code = "import fashiondiff, sys; assert 'torch' not in sys.modules; from fashiondiff import load_model, sample, guide, show_images; print(fashiondiff.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    import fashiondiff
+    assert {"sample", "guide", "load_model", "make_schedule", "UNet"} <= set(dir(fashiondiff))
+    with pytest.raises(AttributeError): fashiondiff.no_such_thing
+
+def test_shipped_weights_fit_and_carry_their_card():
+    sizes = [p.stat().st_size for p in (ROOT / "fashiondiff/weights").glob("*.safetensors")]
+    assert sizes and sum(sizes) < 15e6
+    for name in shipped_models():
+        card = load_model(name).card
+        assert {"preset", "epochs", "hardware", "minutes", "seed", "recognised"} <= set(card), name
+
+def test_every_class_is_recognised_by_a_classifier_the_model_never_met():
+    "The default settings, 20 of each class; no class may be lost"
+    model, schedule, *_ = load_model()
+    x = sample(guide(model, 1.5), schedule, range(10), n=20, seed=123, batch_size=100)
+    labels = torch.arange(10).repeat_interleave(20)
+    clf = load_classifier()
+    assert class_accuracy(clf, x, labels) > 0.93
+    for c in range(10): assert class_accuracy(clf, x[labels == c], labels[labels == c]) >= 0.5, c
+
+def test_image_i_of_a_seed_does_not_depend_on_its_company():
+    model, schedule, *_ = load_model()
+    assert torch.equal(noise_like(5, range(7), (1, 28, 28))()[:3], noise_like(5, range(3), (1, 28, 28))())
+    many, few = (sample(model, schedule, "dress", n=n, seed=5, batch_size=b, sampler=s) for n, b, s in ((7, 7, "dpmpp_2m"), (3, 2, "dpmpp_2m")))
+    assert (many[:3] - few).abs().max() < 1 / 127.5
+    many, few = (sample(model, schedule, "dress", n=n, seed=5, batch_size=b, sampler="ddpm", steps=30) for n, b in ((5, 5), (2, 1)))
+    assert (many[:2] - few).abs().max() < 1 / 127.5
