@@ -6,7 +6,7 @@
 __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'save_images', 'sample_command', 'sample_main', 'train_parser',
            'config_of', 'tracker', 'wandb_mode', 'preview', 'signals', 'train_command', 'train_main', 'main']
 
-# %% ../nbs/06_commands.ipynb #ca74ac54
+# %% ../nbs/06_commands.ipynb #d9a4a2e2
 import argparse, contextlib, itertools, json, os, signal, sys, time
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,7 +19,7 @@ from .sampling import sample, samplers
 from .training import (CheckpointError, Config, ConfigError, Trainer, fit, load_model, make_accelerator, make_config,
     newest_checkpoint, pick_device, presets, read_checkpoint, write_whole)
 
-# %% ../nbs/06_commands.ipynb #ed83da8b
+# %% ../nbs/06_commands.ipynb #f52a152a
 class _Parser(argparse.ArgumentParser):
     def error(self, message): fail(f'{message} (--help lists the options)')
 
@@ -36,7 +36,7 @@ def _plain_errors():
         if 'out of memory' in str(e) or "can't allocate" in str(e) or isinstance(e, MemoryError): fail(f'out of memory: try a smaller --batch_size ({e})')
         raise
 
-# %% ../nbs/06_commands.ipynb #acc0b2fd
+# %% ../nbs/06_commands.ipynb #d4a88153
 def sample_parser():
     "The options of `fashiondiff_sample`"
     p = _Parser('fashiondiff_sample', description='Generate images of clothes.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
@@ -63,7 +63,7 @@ def which_sampler(args):
     if None not in (args.ddim_steps, args.steps) and args.ddim_steps != args.steps: raise ConfigError(f'--ddim_steps {args.ddim_steps} contradicts --steps {args.steps}')
     return ('ddim' if args.use_ddim else args.sampler or 'dpmpp_2m'), (args.steps if args.ddim_steps is None else args.ddim_steps)
 
-# %% ../nbs/06_commands.ipynb #71ab73f5
+# %% ../nbs/06_commands.ipynb #d64db16f
 def write_png(
     x,  # uint8 array `[H, W]` or `[H, W, C]`
     path,  # of the `.png`
@@ -103,7 +103,7 @@ def sample_main(argv=None):
     "`fashiondiff_sample`"
     with _plain_errors(): sample_command(sample_parser().parse_args(argv))
 
-# %% ../nbs/06_commands.ipynb #fd53b651
+# %% ../nbs/06_commands.ipynb #23c32727
 def _value(field):
     "How the text of a flag becomes the value of a configuration field"
     kind = type(field.default)
@@ -138,7 +138,7 @@ def config_of(args, stored=None):
     if other: raise ConfigError(f'--resume with a different config: {", ".join(other)}')
     return make_config(stored.preset, **{**{k: v for k, v in asdict(stored).items() if k != 'preset'}, **changes})
 
-# %% ../nbs/06_commands.ipynb #3012b226
+# %% ../nbs/06_commands.ipynb #1dd7a001
 def tracker(accelerator, config, out, mode):
     "Start wandb through accelerate: `online`, `offline` or `disabled`"
     os.environ.setdefault('WANDB_SILENT', 'true')
@@ -157,7 +157,7 @@ def preview(trainer, path, n=8, steps=20):
     write_png(to_grid(x, n), path)
     return path
 
-# %% ../nbs/06_commands.ipynb #1d73dfa8
+# %% ../nbs/06_commands.ipynb #34e116ef
 @contextlib.contextmanager
 def signals():
     "Within it, ctrl-C and SIGTERM set `caught['signal']` instead of ending the process; a second one ends it"
@@ -214,6 +214,7 @@ def _loop(trainer, out, args, caught):
 
 def _report(accelerator, bar, log):
     loss = log.loss.item(); bar.set_postfix(epoch=log.epoch, loss=f'{loss:.4f}', refresh=False)
+    if bar.disable and log.epoch_loss is not None and accelerator.is_main_process: print(f'epoch {log.epoch}: loss {log.epoch_loss:.4f}, step {log.step}', flush=True)
     accelerator.log(dict(loss=loss, lr=log.lr, epoch=log.epoch) | ({'epoch_loss': log.epoch_loss} if log.epoch_loss is not None else {}), step=log.step)
 
 def _show(trainer, accelerator, path):
@@ -233,6 +234,6 @@ def main(argv=None):
     if not argv or argv[0] not in commands: fail(f'usage: python -m fashiondiff.commands {"|".join(commands)} …')
     commands[argv[0]](argv[1:])
 
-# %% ../nbs/06_commands.ipynb #72b3f3fa
+# %% ../nbs/06_commands.ipynb #0c1f90e1
 #| eval: false
 if __name__ == '__main__': main()

@@ -6,7 +6,7 @@
 __all__ = ['classes', 'assets', 'datasets', 'DataError', 'class_id', 'to_float', 'to_uint8', 'sample_data', 'to_grid',
            'show_images', 'cache_dir', 'fashion_mnist', 'load_data', 'stream_seed', 'rng', 'Batches', 'LoaderBatches']
 
-# %% ../nbs/00_data.ipynb #e359c9d9
+# %% ../nbs/00_data.ipynb #9a3218da
 import gzip, hashlib, os
 from difflib import get_close_matches
 from functools import lru_cache
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torchvision.datasets import FashionMNIST
 from torchvision.utils import make_grid
 
-# %% ../nbs/00_data.ipynb #6a5fc18b
+# %% ../nbs/00_data.ipynb #4c81f560
 classes = ('t-shirt_top', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle_boot')
 
 class DataError(ValueError):
@@ -37,7 +37,7 @@ def class_id(
     if not 0 <= int(name) < len(names): raise DataError(f"unknown class {name!r}: it is none of {known}")
     return int(name)
 
-# %% ../nbs/00_data.ipynb #329e4309
+# %% ../nbs/00_data.ipynb #ed7a8378
 def to_float(
     u8,  # uint8 pixels, 0 to 255, any shape
 ):
@@ -50,7 +50,7 @@ def to_uint8(
     "Images to bytes: uint8, 0 to 255, rounded to nearest"
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #4314b8a7
+# %% ../nbs/00_data.ipynb #c579eff7
 assets = Path(str(files('fashiondiff')))/'assets'  # what the package carries
 
 def sample_data(**_):
@@ -58,7 +58,7 @@ def sample_data(**_):
     d = load_file(assets/'fashion_mnist_sample.safetensors')
     return d['images'], d['labels'].long()
 
-# %% ../nbs/00_data.ipynb #1982d181
+# %% ../nbs/00_data.ipynb #7b64291e
 def to_grid(
     x,  # images `[B, C, H, W]` in [-1, 1]
     ncol=8,  # images in a row
@@ -86,7 +86,7 @@ def show_images(
         ax.set_yticks([(i + .5) * h for i in range(nrow)], rows, fontsize=8); ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/00_data.ipynb #899b7762
+# %% ../nbs/00_data.ipynb #5fc203fe
 _files = dict(
     train=('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     test=('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'))
@@ -110,7 +110,7 @@ def _find(name, data=None):
     spots = (p/sub/(name + ext) for p in _places(data) for sub in ('FashionMNIST/raw', '.') for ext in ('', '.gz'))
     return next((p for p in spots if p.is_file()), None)
 
-# %% ../nbs/00_data.ipynb #bcbba46d
+# %% ../nbs/00_data.ipynb #85aaed4c
 def _read(path, name):
     "The checked contents of one file; what was packed is also left unpacked in the cache"
     try: raw = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
@@ -135,7 +135,7 @@ def _download():
         raise DataError(f'Fashion-MNIST is on none of {", ".join(map(str, _places()))}, and downloading it failed ({e}). '
                         'Put the four *-ubyte.gz files into ./data, or on Debian: apt install dataset-fashion-mnist') from None
 
-# %% ../nbs/00_data.ipynb #1bd5827e
+# %% ../nbs/00_data.ipynb #1e2e4eb3
 def fashion_mnist(
     split='train',  # `'train'` (60,000 images) or `'test'` (10,000)
     data=None,  # a folder that holds the files; otherwise the usual places, then a download
@@ -164,7 +164,7 @@ def load_data(
     if name not in datasets: raise DataError(f'unknown data set {name!r}: it is one of {", ".join(datasets)}')
     return datasets[name](split=split, data=data)
 
-# %% ../nbs/00_data.ipynb #907e489a
+# %% ../nbs/00_data.ipynb #4b3d4e20
 def stream_seed(
     seed,  # the run's seed
     i,  # which stream: an epoch, a step, the index of an image
@@ -177,7 +177,7 @@ def rng(seed, i=0, salt=0, device='cpu'):
     "A `torch.Generator` for stream `i` of `seed`"
     return torch.Generator(device).manual_seed(stream_seed(seed, i, salt))
 
-# %% ../nbs/00_data.ipynb #131bfeac
+# %% ../nbs/00_data.ipynb #ead0ef44
 class Batches:
     "Shuffled training batches of a data set that lives on `device` as bytes; the last, incomplete batch of an epoch is dropped"
     def __init__(self,
@@ -203,7 +203,7 @@ class Batches:
         idx = self.order(epoch)[i * self.batch_size:(i + 1) * self.batch_size]
         return to_float(self.images[idx]), self.labels[idx]
 
-# %% ../nbs/00_data.ipynb #636b3b2c
+# %% ../nbs/00_data.ipynb #31a17c08
 class LoaderBatches:
     "The same as `Batches` for any map-style dataset of `(image uint8 [C, H, W], label)`, through a `DataLoader`"
     def __init__(self,

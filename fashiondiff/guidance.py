@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Guided', 'guide', 'draw_guidance', 'guidance_explorer']
 
-# %% ../nbs/04_guidance.ipynb #f54b7be8
+# %% ../nbs/04_guidance.ipynb #2178c361
 import ipywidgets as W, matplotlib.pyplot as plt, torch
 from torch import nn
 from .data import classes, show_images
@@ -13,7 +13,7 @@ from .sampling import sample, samplers
 from .schedule import explorer, to_x0_eps
 from .training import load_model
 
-# %% ../nbs/04_guidance.ipynb #b97732b4
+# %% ../nbs/04_guidance.ipynb #284f994d
 class Guided(nn.Module):
     "A denoiser that exaggerates the difference that the condition makes"
     def __init__(self, denoiser, scale, interval):
@@ -37,7 +37,7 @@ def guide(
     if scale < 0: raise ValueError(f'guidance scale {scale}: it is 0 or more')
     return Guided(denoiser, scale, interval)
 
-# %% ../nbs/04_guidance.ipynb #04089ec6
+# %% ../nbs/04_guidance.ipynb #73d1f954
 def draw_guidance(
     label='shirt',  # class name
     scale=1.5,  # guidance scale
@@ -50,7 +50,7 @@ def draw_guidance(
     "A figure: images of one class at one guidance scale"
     model, schedule, *_ = loaded or load_model()
     x = sample(guide(model, scale), schedule, label, n=n, sampler=sampler, steps=steps, seed=seed)
-    with plt.ioff(): fig, ax = plt.subplots(figsize=(8, 1.4))
+    fig, ax = plt.subplots(figsize=(8, 1.4))
     show_images(x, n, f'{label}, scale {scale:g}, {sampler}, {steps} steps, seed {seed}', ax=ax)
     return fig
 

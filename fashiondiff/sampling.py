@@ -6,7 +6,7 @@
 __all__ = ['grids', 'samplers', 'Step', 'timesteps', 'predict', 'posterior', 'ddpm', 'noise_like', 'ddim', 'dpmpp_2m', 'heun',
            'network_calls', 'final', 'to_labels', 'sample', 'slerp', 'img2img', 'inpaint']
 
-# %% ../nbs/03_sampling.ipynb #0dff96e2
+# %% ../nbs/03_sampling.ipynb #bf484425
 import inspect, math
 from typing import NamedTuple
 import torch
@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 from .data import class_id, classes, rng
 from .schedule import to_x0_eps
 
-# %% ../nbs/03_sampling.ipynb #1740d0a6
+# %% ../nbs/03_sampling.ipynb #cf03b5df
 class Step(NamedTuple):
     "What a sampler yields for each interval"
     t: int  # the step that was left
     x: torch.Tensor  # the state after it, `[B, C, H, W]`
     x0: torch.Tensor  # the estimate of the final image that it was made with
 
-# %% ../nbs/03_sampling.ipynb #2fdc89fe
+# %% ../nbs/03_sampling.ipynb #90dbf6e4
 grids = ('trailing', 'leading', 'linspace', 'karras')
 
 def timesteps(
@@ -51,7 +51,7 @@ def _karras(schedule, steps, rho_max=80., power=7):
     for i in range(1, steps): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
     return torch.maximum(ts, floor)
 
-# %% ../nbs/03_sampling.ipynb #0d650442
+# %% ../nbs/03_sampling.ipynb #f457e09c
 def _point(schedule, t):
     "alpha and sigma at a step as Python floats; (1, 0) for the clean image"
     return (schedule.alpha[t].item(), schedule.sigma[t].item()) if t >= 0 else (1., 0.)
@@ -72,7 +72,7 @@ def predict(
     x0 = x0.clamp(-1, 1)
     return x0, (x - alpha * x0) / sigma
 
-# %% ../nbs/03_sampling.ipynb #65a5583f
+# %% ../nbs/03_sampling.ipynb #7795c378
 def posterior(
     schedule,  # a `Schedule`
     t,  # the step left, an int
@@ -102,7 +102,7 @@ def ddpm(
         if s >= 0: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #6f7030ed
+# %% ../nbs/03_sampling.ipynb #37089622
 def noise_like(
     seed,  # of the whole set of images
     ids,  # the index of each image in the set
@@ -113,7 +113,7 @@ def noise_like(
     gens = [rng(seed, i, salt=5) for i in ids]
     return lambda *_: torch.stack([torch.randn(shape, generator=g) for g in gens]).to(device)
 
-# %% ../nbs/03_sampling.ipynb #c521f867
+# %% ../nbs/03_sampling.ipynb #f33898ea
 def ddim(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -134,7 +134,7 @@ def ddim(
         if std: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #54765014
+# %% ../nbs/03_sampling.ipynb #fa96cdfe
 def _half_log_snr(schedule, t):
     alpha, sigma = _point(schedule, t)
     return math.log(alpha) - math.log(sigma) if sigma else math.inf
@@ -159,7 +159,7 @@ def dpmpp_2m(
         prev, h_prev = x0, h
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #7d20f6e3
+# %% ../nbs/03_sampling.ipynb #83d6853f
 def heun(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -191,7 +191,7 @@ def network_calls(
     "How often a sampler calls the denoiser"
     return 2 * steps - 1 if sampler == 'heun' else steps
 
-# %% ../nbs/03_sampling.ipynb #1ba388e0
+# %% ../nbs/03_sampling.ipynb #e9187d7e
 def final(steps):
     "The last state of a sampler"
     for step in steps: pass
@@ -237,7 +237,7 @@ def sample(
     bar.close()
     return torch.cat(out).clamp(-1, 1)
 
-# %% ../nbs/03_sampling.ipynb #290dcf97
+# %% ../nbs/03_sampling.ipynb #b058f51c
 def slerp(
     a, b,  # noise of the same shape, `[C, H, W]`
     w,  # 0 gives a, 1 gives b
@@ -246,7 +246,7 @@ def slerp(
     angle = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
-# %% ../nbs/03_sampling.ipynb #778d0796
+# %% ../nbs/03_sampling.ipynb #b56ab6f4
 @torch.no_grad()
 def img2img(
     denoiser,  # a denoiser
@@ -268,7 +268,7 @@ def img2img(
     x = cut.add_noise(images, noise, torch.full((len(images),), T - 1, device=images.device))
     return final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options)).clamp(-1, 1)
 
-# %% ../nbs/03_sampling.ipynb #fa3acc2e
+# %% ../nbs/03_sampling.ipynb #37627ac5
 def inpaint(
     denoiser,  # a denoiser
     schedule,  # its `Schedule`

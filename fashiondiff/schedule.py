@@ -6,13 +6,13 @@
 __all__ = ['schedules', 'kinds', 'Schedule', 'linear', 'cosine', 'sigmoid', 'flow', 'make_schedule', 'to_x0_eps', 'target',
            'explorer', 'draw_noise', 'noise_explorer']
 
-# %% ../nbs/00_schedule.ipynb #6eca84ed
+# %% ../nbs/00_schedule.ipynb #7d676129
 import io, math
 from dataclasses import dataclass, field
 import ipywidgets as W, matplotlib.pyplot as plt, torch
 from .data import classes, sample_data, show_images, to_float, rng
 
-# %% ../nbs/00_schedule.ipynb #cccb2272
+# %% ../nbs/00_schedule.ipynb #d684cbaa
 @dataclass(eq=False)
 class Schedule:
     "Two curves over the steps: `x_t = alpha[t]·x0 + sigma[t]·eps`"
@@ -35,7 +35,7 @@ class Schedule:
     ):
         "`alpha[t]` and `sigma[t]`, shaped `[B, 1, …]` to be multiplied with `x`"
         key = x.device, x.dtype
-        if key not in self.tables: self.tables[key] = torch.stack([self.alpha, self.sigma]).to(x.device, x.dtype)
+        if key not in self.tables: self.tables[key] = torch.stack([self.alpha, self.sigma]).to(x.dtype).to(x.device)
         return self.tables[key][:, t].view(2, -1, *[1] * (x.ndim - 1)).unbind()
 
     def add_noise(self,
@@ -47,7 +47,7 @@ class Schedule:
         alpha, sigma = self.at(t, x0)
         return alpha * x0 + sigma * eps
 
-# %% ../nbs/00_schedule.ipynb #5cca4031
+# %% ../nbs/00_schedule.ipynb #6281eeef
 def _from_betas(name, betas):
     "A variance-preserving schedule from its step sizes, float64 `[T]`"
     alpha_bar = (1 - betas).cumprod(0)
@@ -61,7 +61,7 @@ def linear(
     "DDPM's schedule: betas rise linearly (Ho et al. 2020, section 4)"
     return _from_betas('linear', torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
 
-# %% ../nbs/00_schedule.ipynb #1d526f1b
+# %% ../nbs/00_schedule.ipynb #adc2c680
 def _from_alpha_bar(name, f, T, max_beta=0.999):
     "A variance-preserving schedule from a curve `f(u)`, u in [0, 1], of what is left of the signal's variance"
     u = torch.arange(T + 1, dtype=torch.float64) / T
@@ -85,7 +85,7 @@ def sigmoid(
     sig = lambda u: torch.sigmoid(torch.as_tensor((u * (end - start) + start) / tau, dtype=torch.float64))
     return _from_alpha_bar('sigmoid', lambda u: (sig(1.) - sig(u)) / (sig(1.) - sig(0.)), T)
 
-# %% ../nbs/00_schedule.ipynb #8d5f6bfd
+# %% ../nbs/00_schedule.ipynb #f73e9a31
 def flow(
     T=1000,  # number of steps
 ):
@@ -104,7 +104,7 @@ def make_schedule(
     if T < 2: raise ValueError(f'a schedule needs at least 2 steps, not {T}')
     return schedules[name](T)
 
-# %% ../nbs/00_schedule.ipynb #b996f12b
+# %% ../nbs/00_schedule.ipynb #e6ae81e1
 kinds = ('eps', 'x0', 'v')  # what a denoiser may predict
 
 def to_x0_eps(
@@ -134,7 +134,7 @@ def target(
     if kind == 'v': alpha, sigma = schedule.at(t, x0); return alpha * eps - sigma * x0
     raise ValueError(f'unknown prediction kind {kind!r}: it is one of {", ".join(kinds)}')
 
-# %% ../nbs/00_schedule.ipynb #97039dd1
+# %% ../nbs/00_schedule.ipynb #58f9a675
 def explorer(
     draw,  # `draw(**values) -> matplotlib figure`, called with the value of each control
     **controls,  # ipywidgets controls by the name of the argument that they give
@@ -153,7 +153,7 @@ def explorer(
     box.controls, box.picture, box.message = controls, picture, message
     return box
 
-# %% ../nbs/00_schedule.ipynb #3c3dceba
+# %% ../nbs/00_schedule.ipynb #eae590d0
 def draw_noise(
     schedule='cosine',  # name of a schedule
     t=300,  # step, 0 to 999
@@ -165,7 +165,7 @@ def draw_noise(
     s = make_schedule(schedule)
     x0 = to_float(sample_data()[0][classes.index(label) * 100 + image][None])
     x_t = s.add_noise(x0, torch.randn(x0.shape, generator=rng(seed)), torch.tensor([t]))
-    with plt.ioff(): fig, (a, b, c) = plt.subplots(1, 3, figsize=(9, 2.8), width_ratios=(1, 1, 1.6))
+    fig, (a, b, c) = plt.subplots(1, 3, figsize=(9, 2.8), width_ratios=(1, 1, 1.6))
     for ax, x, title in ((a, x0, 'x0'), (b, x_t, f'x_t at t = {t}')):
         ax.imshow(x[0, 0], cmap='gray', vmin=-1, vmax=1); ax.set_axis_off(); ax.set_title(title)
     for y, name in ((s.alpha, 'alpha'), (s.sigma, 'sigma')): c.plot(y, label=f'{name} = {y[t]:.3f}'); c.plot(t, y[t], 'ko', ms=4)
