@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'save_images', 'sample_command', 'sample_main', 'train_parser',
-           'config_of', 'tracker', 'wandb_mode', 'preview', 'signals', 'train_command', 'train_main', 'main']
+           'config_of', 'tracker', 'wandb_mode', 'preview', 'signals', 'train_command', 'check_fit', 'train_main',
+           'main']
 
-# %% ../nbs/06_commands.ipynb #d9a4a2e2
+# %% ../nbs/06_commands.ipynb #dbc6a122
 import argparse, contextlib, itertools, json, os, signal, sys, time
 from dataclasses import asdict, fields
 from pathlib import Path
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from .data import Batches, DataError, class_id, classes, load_data, to_grid, to_uint8
+from .data import Batches, class_id, class_names, classes, load_data, to_grid, to_uint8
 from .guidance import guide
 from .sampling import sample, samplers
 from .training import (CheckpointError, Config, ConfigError, Trainer, fit, load_model, make_accelerator, make_config,
     newest_checkpoint, pick_device, presets, read_checkpoint, write_whole)
 
-# %% ../nbs/06_commands.ipynb #f52a152a
+# %% ../nbs/06_commands.ipynb #4b22ed84
 class _Parser(argparse.ArgumentParser):
     def error(self, message): fail(f'{message} (--help lists the options)')
 
@@ -36,14 +37,14 @@ def _plain_errors():
         if 'out of memory' in str(e) or "can't allocate" in str(e) or isinstance(e, MemoryError): fail(f'out of memory: try a smaller --batch_size ({e})')
         raise
 
-# %% ../nbs/06_commands.ipynb #d4a88153
+# %% ../nbs/06_commands.ipynb #1bb40e1d
 def sample_parser():
     "The options of `fashiondiff_sample`"
     p = _Parser('fashiondiff_sample', description='Generate images of clothes.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     p.add_argument('--model', default='fashion', metavar='NAME_OR_PATH', help='a shipped model, a .safetensors or .pth file, or the folder of a run')
-    p.add_argument('--class', dest='label', metavar='CLASS', help=f'what to draw: {", ".join(classes)}, or an id')
+    p.add_argument('--class', dest='label', metavar='CLASS', help=f'what to draw: {", ".join(classes)}, or an id (every class)')
     p.add_argument('--all_classes', action='store_true', help='draw every class; --n_samples then counts per class')
-    p.add_argument('--n_samples', type=int, default=None, help='how many images (16; with --all_classes 10 per class)')
+    p.add_argument('--n_samples', type=int, default=None, help='how many images (16; of all classes, 10 of each)')
     p.add_argument('--guidance_scale', type=float, default=1.5, help='0 ignores the class, 1 is as trained, above exaggerates')
     p.add_argument('--sampler', default=None, help=f'{", ".join(samplers)} (dpmpp_2m)')
     p.add_argument('--steps', type=int, default=None, help='intervals (20; ddim 50, heun 10, ddpm all)')
@@ -63,7 +64,7 @@ def which_sampler(args):
     if None not in (args.ddim_steps, args.steps) and args.ddim_steps != args.steps: raise ConfigError(f'--ddim_steps {args.ddim_steps} contradicts --steps {args.steps}')
     return ('ddim' if args.use_ddim else args.sampler or 'dpmpp_2m'), (args.steps if args.ddim_steps is None else args.ddim_steps)
 
-# %% ../nbs/06_commands.ipynb #d64db16f
+# %% ../nbs/06_commands.ipynb #10fa78c4
 def write_png(
     x,  # uint8 array `[H, W]` or `[H, W, C]`
     path,  # of the `.png`
@@ -87,11 +88,12 @@ def sample_command(args):
     if args.label is not None and args.all_classes: raise ConfigError('--class contradicts --all_classes: give one of them')
     sampler, steps = which_sampler(args)
     device = pick_device(args.device)
-    wanted = list(classes) if args.all_classes or args.label is None else [classes[class_id(args.label)]]
+    model, schedule, *_ = load_model(args.model, device)
+    names = class_names(model.null)
+    wanted = list(names) if args.all_classes or args.label is None else [names[class_id(args.label, names)]]
     n = args.n_samples if args.n_samples is not None else (10 if len(wanted) > 1 else 16)
     if n < 1: raise ConfigError(f'--n_samples {n}: at least one image')
     if args.batch_size < 1: raise ConfigError(f'--batch_size {args.batch_size}: at least one image')
-    model, schedule, config, _ = load_model(args.model, device)
     x = sample(guide(model, args.guidance_scale), schedule, wanted, n, sampler, steps, args.seed, args.batch_size, device, progress=sys.stderr.isatty())
     out = Path(args.out); out.mkdir(parents=True, exist_ok=True)
     write_png(to_grid(x, n if len(wanted) > 1 else min(8, n)), out/'samples_grid.png')
@@ -103,7 +105,7 @@ def sample_main(argv=None):
     "`fashiondiff_sample`"
     with _plain_errors(): sample_command(sample_parser().parse_args(argv))
 
-# %% ../nbs/06_commands.ipynb #23c32727
+# %% ../nbs/06_commands.ipynb #b3f17701
 def _value(field):
     "How the text of a flag becomes the value of a configuration field"
     kind = type(field.default)
@@ -132,13 +134,14 @@ def train_parser():
 def config_of(args, stored=None):
     "The configuration that the options ask for; `stored` is that of the run to be resumed. Raises `ConfigError`."
     changes = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != 'preset' and getattr(args, f.name) is not None}
+    if 'epochs' in changes: changes.setdefault('steps', 0)                              # who asks for epochs means epochs
     if stored is None: return make_config(args.preset or 'fast', **changes)
     if args.preset not in (None, stored.preset): raise ConfigError(f'--preset {args.preset}: the run to be resumed has preset {stored.preset}')
     other = [f'{k} = {v} (there: {getattr(stored, k)})' for k, v in changes.items() if v != getattr(stored, k) and k not in ('epochs', 'steps')]
     if other: raise ConfigError(f'--resume with a different config: {", ".join(other)}')
     return make_config(stored.preset, **{**{k: v for k, v in asdict(stored).items() if k != 'preset'}, **changes})
 
-# %% ../nbs/06_commands.ipynb #1dd7a001
+# %% ../nbs/06_commands.ipynb #45e6ee41
 def tracker(accelerator, config, out, mode):
     "Start wandb through accelerate: `online`, `offline` or `disabled`"
     os.environ.setdefault('WANDB_SILENT', 'true')
@@ -151,13 +154,13 @@ def wandb_mode(choice):
 
 def preview(trainer, path, n=8, steps=20):
     "A grid of samples of every class with the averaged weights, rows are classes; returns the path"
-    names = classes if trainer.raw.null == len(classes) else range(trainer.raw.null)
+    names = class_names(trainer.raw.null)
     denoiser = guide(trainer.averaged, trainer.config.guidance_scale)
     with torch.random.fork_rng(): x = sample(denoiser, trainer.schedule, names, n, steps=min(steps, len(trainer.schedule)), device=trainer.device, batch_size=80)
     write_png(to_grid(x, n), path)
     return path
 
-# %% ../nbs/06_commands.ipynb #34e116ef
+# %% ../nbs/06_commands.ipynb #2794e8e6
 @contextlib.contextmanager
 def signals():
     "Within it, ctrl-C and SIGTERM set `caught['signal']` instead of ending the process; a second one ends it"
@@ -181,13 +184,21 @@ def train_command(args):
     if args.max_minutes is not None and args.max_minutes <= 0: raise ConfigError(f'--max_minutes {args.max_minutes}: it is more than 0')
     config, mode = config_of(args, stored), wandb_mode(args.wandb)
     accelerator = make_accelerator(args.device, config.mixed_precision, log_with='wandb' if mode != 'disabled' else None)
-    trainer = Trainer(config, Batches(*load_data(config.dataset, 'train', args.data), config.batch_size, config.seed, accelerator.device), accelerator)
+    with accelerator.main_process_first(): images, labels = load_data(config.dataset, 'train', args.data)
+    check_fit(config, images, labels)
+    trainer = Trainer(config, Batches(images, labels, config.batch_size, config.seed, accelerator.device), accelerator)
     out.mkdir(parents=True, exist_ok=True)
     if mode != 'disabled' and accelerator.is_main_process: tracker(accelerator, config, out, mode)
     with signals() as caught: reason = _loop(trainer, out, args, caught)
     if mode != 'disabled': accelerator.end_training()
-    print(f'{out}: {reason} at step {trainer.step} of {trainer.total}')
+    if accelerator.is_main_process: print(f'{out}: {reason} at step {trainer.step} of {trainer.total}')
     return 128 + caught['signal'] if caught else 0
+
+def check_fit(config, images, labels):
+    "Raises `ConfigError` if the data are not what the configuration is made for"
+    want = (config.channels, config.image_size, config.image_size)
+    if tuple(images.shape[1:]) != want: raise ConfigError(f'images of shape {tuple(images.shape[1:])} do not fit channels, image_size = {config.channels}, {config.image_size}')
+    if int(labels.max()) >= config.num_classes: raise ConfigError(f'num_classes = {config.num_classes}: the data have a label {int(labels.max())}')
 
 def _stored(out):
     "The configuration of the run in a folder, or None"
@@ -204,13 +215,18 @@ def _loop(trainer, out, args, caught):
             bar.update()
             if log.step % 50 == 0 or log.epoch_loss is not None: _report(a, bar, log)
             if log.epoch_loss is not None and (log.epoch % args.sample_epochs == 0 if args.sample_epochs else False): _show(trainer, a, out/f'samples_epoch_{log.epoch:03d}.png')
-            if caught: return 'stopped by a signal, checkpoint written,'
-            if time.monotonic() > deadline and log.step < trainer.total: return 'time is up, checkpoint written,'
+            if log.step < trainer.total and _any(a, caught or time.monotonic() > deadline):
+                return 'stopped by a signal, checkpoint written,' if caught else 'time is up, checkpoint written,'
     finally:
         steps.close()
         if bar: bar.close()
     _show(trainer, a, out/'samples_final.png')
     return 'trained'
+
+def _any(accelerator, stop):
+    "Does any process want to stop? All must leave the loop at the same step"
+    if accelerator.num_processes == 1: return bool(stop)
+    return accelerator.reduce(torch.tensor(float(bool(stop)), device=accelerator.device), 'sum').item() > 0
 
 def _report(accelerator, bar, log):
     loss = log.loss.item(); bar.set_postfix(epoch=log.epoch, loss=f'{loss:.4f}', refresh=False)
@@ -234,6 +250,6 @@ def main(argv=None):
     if not argv or argv[0] not in commands: fail(f'usage: python -m fashiondiff.commands {"|".join(commands)} …')
     commands[argv[0]](argv[1:])
 
-# %% ../nbs/06_commands.ipynb #0c1f90e1
+# %% ../nbs/06_commands.ipynb #7ec3d20b
 #| eval: false
 if __name__ == '__main__': main()

@@ -8,7 +8,7 @@ __all__ = ['presets', 'loss_weights', 'losses', 'draw', 'ema_decay', 'Config', '
            'write_whole', 'read_checkpoint', 'config_from', 'save_checkpoint', 'resume', 'save_weights', 'Loaded',
            'shipped_models', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'fit']
 
-# %% ../nbs/02_training.ipynb #13e0ca72
+# %% ../nbs/02_training.ipynb #461cd7f7
 import csv, json, math, os, time, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ from .data import assets, rng, stream_seed
 from .schedule import kinds, make_schedule, schedules, target
 from .unet import build_network
 
-# %% ../nbs/02_training.ipynb #d7e58370
+# %% ../nbs/02_training.ipynb #c9bf212b
 def loss_weights(
     schedule,  # a `Schedule`
     kind,  # what the network predicts: `"eps"`, `"x0"` or `"v"`
@@ -50,7 +50,7 @@ def losses(
     pred = denoiser(schedule.add_noise(x0, eps, t), t, cond)
     return (pred.float() - target(schedule, x0, eps, t, denoiser.kind)).square().flatten(1).mean(1)
 
-# %% ../nbs/02_training.ipynb #2ad17007
+# %% ../nbs/02_training.ipynb #5d172c13
 def draw(
     seed, step,  # which random numbers: those of this step of the run with this seed
     x0,  # images `[B, …]`
@@ -66,7 +66,7 @@ def draw(
     drop = torch.rand(len(x0), generator=g, device=x0.device) < p_uncond
     return t, eps, torch.where(drop, torch.full_like(cond, null), cond)
 
-# %% ../nbs/02_training.ipynb #6ee3e6f3
+# %% ../nbs/02_training.ipynb #80013bcb
 def ema_decay(
     n,  # updates so far
     decay=0.9999,  # in the long run
@@ -75,7 +75,7 @@ def ema_decay(
     "The decay of the next EMA update"
     return min(decay, (1 + n) / (10 + n)) if warmup else decay
 
-# %% ../nbs/02_training.ipynb #faf84322
+# %% ../nbs/02_training.ipynb #832f42e0
 @dataclass
 class Config:
     "Preset `fast`: the plain recipe of the literature, for a GPU"
@@ -103,8 +103,8 @@ class Config:
     lr_decay: str = 'none'            # 'cosine': it falls to 0 at the end
     weight_decay: float = 0.01        # AdamW's default
     clip_grad: float = 1.0            # largest norm of a gradient: one bad batch cannot undo a day
-    ema_decay: float = 0.9999         # the average spans 10,000 steps, about the last 40 epochs …
-    ema_warmup: bool = True           # … but never more than a tenth of the steps so far
+    ema_decay: float = 0.9999         # in the long run the average spans 10,000 steps, …
+    ema_warmup: bool = True           # … and before that a tenth of the steps so far
     p_uncond: float = 0.1             # labels dropped for guidance (Ho & Salimans: 0.1 to 0.2)
     guidance_scale: float = 3.0       # for previews
     mixed_precision: str = 'no'       # 'fp16' or 'bf16' where the device is quicker with it
@@ -133,13 +133,13 @@ class Tiny(Config):
     lr: float = 2e-3                         # ten times the plain recipe's: there is no time to be careful, …
     lr_warmup: int = 200                     # … so it needs a warm-up
     lr_decay: str = 'cosine'                 # and to settle at the end
-    ema_decay: float = 0.9995                # spans the last 2,000 steps
+    ema_decay: float = 0.9995                # for longer runs: in 2,000 steps the warm-up rules
     guidance_scale: float = 1.5              # enough for a network this certain
-    mixed_precision: str = 'bf16'            # on a CPU no slower than float32 at this width, quicker for wider networks (measured below)
+    mixed_precision: str = 'bf16'            # on a CPU about as quick as float32 at this width, quicker for wider networks (measured below)
 
 presets = dict(tiny=Tiny, fast=Config, hq=HQ)  # presets by name
 
-# %% ../nbs/02_training.ipynb #392edced
+# %% ../nbs/02_training.ipynb #7e7fb4e5
 class ConfigError(ValueError):
     "A setting that does not exist or makes no sense"
 
@@ -174,22 +174,24 @@ def make_config(
     if not c.channel_mults or min(c.channel_mults) < 1: raise ConfigError(f'channel_mults = {list(c.channel_mults)}: it is one or more positive numbers')
     return c
 
-# %% ../nbs/02_training.ipynb #ff91c88e
+# %% ../nbs/02_training.ipynb #7c0013a4
 _network_fields = ('image_size', 'channels', 'num_classes', 'base_channels', 'channel_mults', 'num_res_blocks', 'attention_resolutions', 'dropout', 'patch_size')
 
 def build(
     config,  # a `Config`
 ):
     "The network of a configuration, freshly initialised from its seed. Raises `ConfigError` for an impossible one."
-    torch.manual_seed(stream_seed(config.seed, 0, salt=3))
-    try: return build_network(config.network, kind=config.prediction, **{k: getattr(config, k) for k in _network_fields})
+    try:
+        with torch.random.fork_rng(devices=[]):                                          # leaves the caller's random numbers alone
+            torch.default_generator.manual_seed(stream_seed(config.seed, 0, salt=3))
+            return build_network(config.network, kind=config.prediction, **{k: getattr(config, k) for k in _network_fields})
     except (ValueError, TypeError) as e: raise ConfigError(str(e)) from None
 
 def schedule_of(config):
     "The schedule of a configuration"
     return make_schedule(config.beta_schedule, config.timesteps)
 
-# %% ../nbs/02_training.ipynb #25be1e65
+# %% ../nbs/02_training.ipynb #5e35208c
 def lr_factor(
     step,  # steps taken so far
     total,  # steps in all
@@ -200,15 +202,15 @@ def lr_factor(
     rise = min(1., (step + 1) / (warmup + 1))
     return rise * ((1 + math.cos(math.pi * min(1., step / max(1, total)))) / 2 if decay == 'cosine' else 1.)
 
-# %% ../nbs/02_training.ipynb #97efe861
+# %% ../nbs/02_training.ipynb #4224ab27
 def pick_device(
     device=None,  # `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None picks the best there is
 ) -> str:
     "The name of the device to use. Raises `ConfigError` for one that is not there."
-    have = ['cpu'] + ['cuda'] * torch.cuda.is_available() + ['mps'] * torch.backends.mps.is_available()
-    if device is None: return have[-1]
-    if str(device).split(':')[0] not in have: raise ConfigError(f'there is no device {device!r} here: it is one of {", ".join(have)}')
-    return str(device)
+    have = ['cpu'] + [f'cuda:{i}' for i in range(torch.cuda.device_count())] + ['mps'] * torch.backends.mps.is_available()
+    best = dict(cuda='cuda:0').get(str(device), str(device)) if device is not None else 'mps' if 'mps' in have else have[min(1, len(have) - 1)]
+    if best not in have: raise ConfigError(f'there is no device {str(device)!r} here: it is one of {", ".join(have)}')
+    return best
 
 def make_accelerator(
     device=None,  # as in `pick_device`
@@ -219,7 +221,7 @@ def make_accelerator(
     device = pick_device(device)
     if device == 'cpu' and mixed_precision == 'fp16': raise ConfigError('mixed_precision fp16 needs a GPU: on a CPU use bf16 or no')
     if not torch.distributed.is_initialized(): AcceleratorState._reset_state(True)      # a notebook may make several in turn
-    if device.startswith('cuda:') and not torch.distributed.is_initialized(): torch.cuda.set_device(device)
+    if device.startswith('cuda') and not torch.distributed.is_initialized(): torch.cuda.set_device(device)
     return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, **kwargs)
 
 class Log(NamedTuple):
@@ -230,7 +232,7 @@ class Log(NamedTuple):
     lr: float  # learning rate of this step
     epoch_loss: float = None  # mean loss of an epoch, when this step completed one
 
-# %% ../nbs/02_training.ipynb #d0430001
+# %% ../nbs/02_training.ipynb #0fe5711d
 class Trainer:
     "Everything that changes while a model trains; iterate over it to train"
     def __init__(self,
@@ -241,7 +243,7 @@ class Trainer:
         self.config, self.batches = config, batches
         self.accelerator = a = accelerator or make_accelerator(mixed_precision=config.mixed_precision)
         self.device, self.step, self.epoch_loss = a.device, 0, torch.zeros((), dtype=torch.float64 if a.device.type != 'mps' else torch.float32, device=a.device)
-        self.schedule, self.best = schedule_of(config), math.inf
+        self.schedule, self.best, self.whole = schedule_of(config), math.inf, True           # not whole: in the middle of an update
         self.raw = build(config).to(self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.raw.parameters(), config.lr, weight_decay=config.weight_decay, fused=self.device.type != 'mps')
         self.ema = AveragedModel(self.raw, multi_avg_fn=self._average)
@@ -281,9 +283,10 @@ class Trainer:
         loss = self.loss()
         self.accelerator.backward(loss)
         if c.clip_grad: self.accelerator.clip_grad_norm_(self.raw.parameters(), c.clip_grad)
+        self.whole = False
         self.optimizer.step(); self.optimizer.zero_grad()
         self.ema.update_parameters(self.raw)
-        self.step += 1
+        self.step += 1; self.whole = True
         return self._log(self.accelerator.reduce(loss.detach(), 'mean'))
 
     def _log(self, loss):
@@ -300,7 +303,7 @@ class Trainer:
     @property
     def averaged(self): "The network with averaged weights, in evaluation mode"; return self.ema.module.eval()
 
-# %% ../nbs/02_training.ipynb #396d77af
+# %% ../nbs/02_training.ipynb #5b97e03b
 class CheckpointError(ValueError):
     "A file that is missing, damaged, or not a checkpoint of this project"
 
@@ -329,7 +332,7 @@ def config_from(d, path) -> Config:
     try: return make_config(**d)
     except (ConfigError, TypeError) as e: raise CheckpointError(f'{path}: {e}') from None
 
-# %% ../nbs/02_training.ipynb #1a658c04
+# %% ../nbs/02_training.ipynb #8dc7eb10
 def _state(trainer):
     return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, ema=trainer.ema.module.state_dict(),
                 model=trainer.raw.state_dict(), optimizer=trainer.optimizer.state_dict(), n_averaged=trainer.ema.n_averaged.item(),
@@ -357,6 +360,7 @@ def resume(
         trainer.raw.load_state_dict(state['model']); trainer.ema.module.load_state_dict(state['ema']); trainer.optimizer.load_state_dict(state['optimizer'])
     except (RuntimeError, ValueError, KeyError) as e: raise CheckpointError(f'{path} does not fit its own configuration ({type(e).__name__})') from None
     trainer.step, trainer.best = state['step'], state['best']; trainer.epoch_loss.fill_(state['epoch_loss']); trainer.ema.n_averaged.fill_(state['n_averaged'])
+    for group in trainer.optimizer.param_groups: group['fused'] = trainer.device.type != 'mps'
     if trainer.accelerator.scaler and state['scaler']: trainer.accelerator.scaler.load_state_dict(state['scaler'])
     return trainer
 
@@ -366,7 +370,7 @@ def _same_config(now, then, path):
     other = [f'{k} = {a[k]} (there: {b[k]})' for k in a if a[k] != b[k] and k not in ('epochs', 'steps')]
     if other: raise CheckpointError(f'{path} was trained with another configuration: {", ".join(other)}')
 
-# %% ../nbs/02_training.ipynb #4e3377a6
+# %% ../nbs/02_training.ipynb #ae692680
 def save_weights(
     model,  # a network
     config,  # its `Config`
@@ -398,12 +402,12 @@ def _read_weights(path):
 def _locate(name):
     "The file that a name, a file or a run folder stands for"
     path, shipped = Path(name), shipped_models()
+    if str(name) in shipped: return shipped[str(name)]
     if path.is_dir():
         inside = [path/n for n in ('final_model.pth', 'best_model.pth', 'checkpoint_last.pth') if (path/n).is_file()] + sorted(path.glob('checkpoint_epoch_*.pth'))[::-1]
         if not inside: raise CheckpointError(f'the folder {path} holds no model')
         return inside[0]
     if path.is_file(): return path
-    if str(name) in shipped: return shipped[str(name)]
     raise CheckpointError(f'there is no model {str(name)!r}: give a file, the folder of a run, or one of {", ".join(shipped)}')
 
 def load_model(
@@ -418,7 +422,7 @@ def load_model(
     except (ConfigError, RuntimeError, AttributeError) as e: raise CheckpointError(f'the weights in {path} do not fit its configuration') from e
     return Loaded(model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), schedule_of(config), config, card)
 
-# %% ../nbs/02_training.ipynb #3993974f
+# %% ../nbs/02_training.ipynb #3ad63714
 def newest_checkpoint(
     out,  # the folder of a run
 ):
@@ -449,7 +453,7 @@ def read_log(out):
     rows = list(csv.DictReader((Path(out)/'log.csv').open()))
     return {k: [float(r[k]) for r in rows] for k in RunLog.columns}
 
-# %% ../nbs/02_training.ipynb #d8b2b91f
+# %% ../nbs/02_training.ipynb #dafd7167
 def fit(
     trainer,  # a `Trainer`
     out,  # folder of the run; made if needed
@@ -461,6 +465,7 @@ def fit(
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     if resuming and (newest := newest_checkpoint(out)): resume(trainer, newest)
     main = trainer.accelerator.is_main_process
+    if main and trainer.step < trainer.total: (out/'final_model.pth').unlink(missing_ok=True)   # a longer run has another end
     if main: write_whole(out/'config.json', lambda f: f.write(json.dumps(asdict(trainer.config), indent=1).encode()))
     rows = RunLog(out/'log.csv', trainer.step) if main else None
     keep = lambda name, **kw: save_checkpoint(trainer, out/name, **kw) if main else None
@@ -475,4 +480,4 @@ def fit(
             yield log
         keep('final_model.pth', weights_only=True)
     finally:
-        if trainer.step > saved_step or not (out/'checkpoint_last.pth').is_file(): keep('checkpoint_last.pth')
+        if trainer.whole and trainer.step and (trainer.step > saved_step or not (out/'checkpoint_last.pth').is_file()): keep('checkpoint_last.pth')

@@ -6,13 +6,13 @@
 __all__ = ['networks', 'timestep_embedding', 'TimeClassEmbedding', 'AdaGroupNorm', 'zero_init', 'ResBlock', 'Attention',
            'Upsample', 'Downsample', 'register_network', 'build_network', 'UNet', 'Block']
 
-# %% ../nbs/01_unet.ipynb #8a053816
+# %% ../nbs/01_unet.ipynb #6e65a7cd
 import math
 from importlib import import_module
 import torch, torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/01_unet.ipynb #b17264b0
+# %% ../nbs/01_unet.ipynb #66fb3323
 def timestep_embedding(
     t,  # steps, int64 `[B]`
     dim,  # features, even
@@ -23,7 +23,7 @@ def timestep_embedding(
     args = t[:, None].float() * freqs
     return torch.cat([args.cos(), args.sin()], 1)
 
-# %% ../nbs/01_unet.ipynb #a3a475d0
+# %% ../nbs/01_unet.ipynb #7e1e708c
 class TimeClassEmbedding(nn.Module):
     "Step and class to one vector: `[B], [B] -> [B, dim]`; class `num_classes` is the null class"
     def __init__(self,
@@ -38,11 +38,11 @@ class TimeClassEmbedding(nn.Module):
 
     def forward(self, t, cond): return F.silu(self.time(timestep_embedding(t, self.freq_dim)) + self.classes(cond))
 
-# %% ../nbs/01_unet.ipynb #85d774ef
+# %% ../nbs/01_unet.ipynb #c2f50ee7
 def _groups(channels): return math.gcd(channels, 8) if channels < 64 else math.gcd(channels, 32)
 
 class AdaGroupNorm(nn.Module):
-    "Group norm whose scale and shift come from an embedding (Dhariwal & Nichol 2021, section 4.3): `h [B, C, H, W], emb [B, D] -> [B, C, H, W]`"
+    "Group norm whose scale and shift come from an embedding (Dhariwal & Nichol 2021, section 3.1): `h [B, C, H, W], emb [B, D] -> [B, C, H, W]`"
     def __init__(self,
         channels,  # C
         emb_dim,  # D
@@ -60,7 +60,7 @@ def zero_init(layer):
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
-# %% ../nbs/01_unet.ipynb #74ce31d2
+# %% ../nbs/01_unet.ipynb #2a2b1c59
 class ResBlock(nn.Module):
     "Norm, SiLU, convolution, twice, around a shortcut: `x [B, C_in, H, W], emb [B, D] -> [B, C_out, H, W]`"
     def __init__(self,
@@ -79,7 +79,7 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h, emb))))
 
-# %% ../nbs/01_unet.ipynb #a4b069ff
+# %% ../nbs/01_unet.ipynb #e9576684
 class Attention(nn.Module):
     "Multi-head self-attention over the pixels, added to its input: `[B, C, H, W] -> [B, C, H, W]`"
     def __init__(self,
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(B, C, H, W)
         return x + self.out(h)
 
-# %% ../nbs/01_unet.ipynb #a02c0c9d
+# %% ../nbs/01_unet.ipynb #5a589ffb
 class Upsample(nn.Sequential):
     "Twice the resolution: nearest neighbour, then a 3×3 convolution; `[B, C, H, W] -> [B, C, 2H, 2W]`"
     def __init__(self, channels): super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1))
@@ -107,7 +107,7 @@ def Downsample(channels):
     "Half the resolution by a strided 3×3 convolution; `[B, C, H, W] -> [B, C, H/2, W/2]`"
     return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-# %% ../nbs/01_unet.ipynb #839a4842
+# %% ../nbs/01_unet.ipynb #9f967a5c
 networks = {}  # networks by name; a network not yet registered is looked for in the module of its name
 
 def register_network(name):
@@ -126,7 +126,7 @@ def build_network(
     if name not in networks: raise ValueError(f'unknown network {name!r}: it is one of {", ".join(sorted(networks))}')
     return networks[name](**kwargs)
 
-# %% ../nbs/01_unet.ipynb #06ff5228
+# %% ../nbs/01_unet.ipynb #0235c335
 @register_network('unet')
 class UNet(nn.Module):
     "A class-conditional U-Net with adaptive group norm: `x_t [B, C, H, W], t [B], cond [B] -> prediction [B, C, H, W]`"
@@ -149,6 +149,8 @@ class UNet(nn.Module):
         _check_size(image_size, image_size, self.multiple)
         widths = [base_channels * m for m in channel_mults]
         sizes = [image_size // patch_size // 2**i for i in range(len(widths))]
+        if set(attention_resolutions) - set(sizes): raise ValueError(f'attention_resolutions {list(attention_resolutions)}: this U-Net works at {sizes} pixels')
+        if base_channels % 2: raise ValueError(f'base_channels {base_channels}: it is even, half sines and half cosines')
         D = 4 * base_channels
         res = lambda i, o, size: Block(i, o, D, dropout, heads if size in attention_resolutions else 0)
         self.embed = TimeClassEmbedding(base_channels, D, num_classes)

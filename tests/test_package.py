@@ -1,5 +1,5 @@
 "What a person who installs the package gets."
-import subprocess, sys, zipfile
+import shutil, subprocess, sys, zipfile
 from pathlib import Path
 import pytest, torch
 from fashiondiff.evaluation import class_accuracy, load_classifier
@@ -10,7 +10,8 @@ from make_readme import ROOT
 
 def test_the_wheel_holds_weights_and_sample_data_and_is_small(tmp_path):
     src = tmp_path / "src"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(src)], check=True) if (ROOT / ".git").exists() else None
+    for name in subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split():
+        (src / name).parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT / name, src / name)
     done = subprocess.run([sys.executable, "-m", "build", "-q", "--wheel", "--no-isolation", "--outdir", tmp_path, src], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
