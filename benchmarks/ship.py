@@ -14,6 +14,7 @@ from fashiondiff.training import load_model, read_log, save_weights
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("run"); p.add_argument("name"); p.add_argument("--hardware", required=True)
+p.add_argument("--minutes", type=float, help="if the clock of log.csv counts pauses too")
 p.add_argument("--n", type=int, default=100, help="samples of each class to measure"); p.add_argument("--seed", type=int, default=2026)
 args = p.parse_args()
 
@@ -26,12 +27,12 @@ labels, clf, real = torch.arange(10).repeat_interleave(args.n), load_classifier(
 base = diversity(clf, to_float(real[0]), real[1])
 def measured(scale):
     x = sample(guide(model, scale), schedule, classes, n=args.n, seed=args.seed, batch_size=250)
-    return f"{class_accuracy(clf, x, labels):.1%}, diversity {diversity(clf, x, labels) / base:.2f} of real images', at guidance {scale:g}"
+    return f"{class_accuracy(clf, x, labels):.1%}, diversity {diversity(clf, x, labels) / base:.2f} (real images 1), at guidance {scale:g}"
 changed = {k: v for k, v in vars(config).items() if v != getattr(type(config)(), k) and k != "preset"}
 card = dict(
     preset=config.preset + "".join(f" --{k} {v}" for k, v in changed.items()), parameters=f"{sum(q.numel() for q in model.parameters()) / 1e6:.2f} M",
     data=f"{n_train:,} training images of Fashion-MNIST", epochs=f"{card['step'] * config.batch_size / n_train:.1f} ({card['step']:,} steps of {config.batch_size})",
-    hardware=args.hardware, minutes=f"{log['seconds'][-1] / 60:.0f}", seed=config.seed, date=datetime.date.today().isoformat(),
-    recognised="; ".join(measured(s) for s in (1.0, 1.5, 2.0)), measured_on=f"{10 * args.n:,} samples, dpmpp_2m, 20 steps, seed {args.seed}")
+    hardware=args.hardware, minutes=f"{args.minutes or log['seconds'][-1] / 60:.0f}", seed=config.seed, date=datetime.date.today().isoformat(),
+    recognised="; ".join(measured(s) for s in (1.0, 1.5)), measured_on=f"{10 * args.n:,} samples, dpmpp_2m, 20 steps, seed {args.seed}")
 save_weights(model, config, path, **card)
 for k, v in card.items(): print(f"{k:12s} {v}")

@@ -7,7 +7,7 @@ __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'save_images',
            'config_of', 'tracker', 'wandb_mode', 'preview', 'signals', 'train_command', 'check_fit', 'train_main',
            'main']
 
-# %% ../nbs/06_commands.ipynb #dbc6a122
+# %% ../nbs/06_commands.ipynb #5a52c12d
 import argparse, contextlib, itertools, json, os, signal, sys, time
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,7 +20,7 @@ from .sampling import sample, samplers
 from .training import (CheckpointError, Config, ConfigError, Trainer, fit, load_model, make_accelerator, make_config,
     newest_checkpoint, pick_device, presets, read_checkpoint, write_whole)
 
-# %% ../nbs/06_commands.ipynb #4b22ed84
+# %% ../nbs/06_commands.ipynb #3804739d
 class _Parser(argparse.ArgumentParser):
     def error(self, message): fail(f'{message} (--help lists the options)')
 
@@ -37,7 +37,7 @@ def _plain_errors():
         if 'out of memory' in str(e) or "can't allocate" in str(e) or isinstance(e, MemoryError): fail(f'out of memory: try a smaller --batch_size ({e})')
         raise
 
-# %% ../nbs/06_commands.ipynb #1bb40e1d
+# %% ../nbs/06_commands.ipynb #7e893c47
 def sample_parser():
     "The options of `fashiondiff_sample`"
     p = _Parser('fashiondiff_sample', description='Generate images of clothes.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
@@ -64,7 +64,7 @@ def which_sampler(args):
     if None not in (args.ddim_steps, args.steps) and args.ddim_steps != args.steps: raise ConfigError(f'--ddim_steps {args.ddim_steps} contradicts --steps {args.steps}')
     return ('ddim' if args.use_ddim else args.sampler or 'dpmpp_2m'), (args.steps if args.ddim_steps is None else args.ddim_steps)
 
-# %% ../nbs/06_commands.ipynb #10fa78c4
+# %% ../nbs/06_commands.ipynb #50778868
 def write_png(
     x,  # uint8 array `[H, W]` or `[H, W, C]`
     path,  # of the `.png`
@@ -94,7 +94,7 @@ def sample_command(args):
     n = args.n_samples if args.n_samples is not None else (10 if len(wanted) > 1 else 16)
     if n < 1: raise ConfigError(f'--n_samples {n}: at least one image')
     if args.batch_size < 1: raise ConfigError(f'--batch_size {args.batch_size}: at least one image')
-    x = sample(guide(model, args.guidance_scale), schedule, wanted, n, sampler, steps, args.seed, args.batch_size, device, progress=sys.stderr.isatty())
+    x = sample(guide(model, args.guidance_scale), schedule, wanted, n, sampler, steps, args.seed, args.batch_size, device, progress=sys.stderr.isatty(), names=names)
     out = Path(args.out); out.mkdir(parents=True, exist_ok=True)
     write_png(to_grid(x, n if len(wanted) > 1 else min(8, n)), out/'samples_grid.png')
     if args.save_individual: save_images(x, [c for c in wanted for _ in range(n)], out/'individual')
@@ -105,7 +105,7 @@ def sample_main(argv=None):
     "`fashiondiff_sample`"
     with _plain_errors(): sample_command(sample_parser().parse_args(argv))
 
-# %% ../nbs/06_commands.ipynb #b3f17701
+# %% ../nbs/06_commands.ipynb #8c4ee280
 def _value(field):
     "How the text of a flag becomes the value of a configuration field"
     kind = type(field.default)
@@ -141,7 +141,7 @@ def config_of(args, stored=None):
     if other: raise ConfigError(f'--resume with a different config: {", ".join(other)}')
     return make_config(stored.preset, **{**{k: v for k, v in asdict(stored).items() if k != 'preset'}, **changes})
 
-# %% ../nbs/06_commands.ipynb #45e6ee41
+# %% ../nbs/06_commands.ipynb #7141c9e1
 def tracker(accelerator, config, out, mode):
     "Start wandb through accelerate: `online`, `offline` or `disabled`"
     os.environ.setdefault('WANDB_SILENT', 'true')
@@ -156,11 +156,11 @@ def preview(trainer, path, n=8, steps=20):
     "A grid of samples of every class with the averaged weights, rows are classes; returns the path"
     names = class_names(trainer.raw.null)
     denoiser = guide(trainer.averaged, trainer.config.guidance_scale)
-    with torch.random.fork_rng(): x = sample(denoiser, trainer.schedule, names, n, steps=min(steps, len(trainer.schedule)), device=trainer.device, batch_size=80)
+    with torch.random.fork_rng(): x = sample(denoiser, trainer.schedule, names, n, steps=min(steps, len(trainer.schedule)), device=trainer.device, batch_size=80, names=names)
     write_png(to_grid(x, n), path)
     return path
 
-# %% ../nbs/06_commands.ipynb #2794e8e6
+# %% ../nbs/06_commands.ipynb #482d5e3a
 @contextlib.contextmanager
 def signals():
     "Within it, ctrl-C and SIGTERM set `caught['signal']` instead of ending the process; a second one ends it"
@@ -250,6 +250,6 @@ def main(argv=None):
     if not argv or argv[0] not in commands: fail(f'usage: python -m fashiondiff.commands {"|".join(commands)} …')
     commands[argv[0]](argv[1:])
 
-# %% ../nbs/06_commands.ipynb #7ec3d20b
+# %% ../nbs/06_commands.ipynb #eed97646
 #| eval: false
 if __name__ == '__main__': main()

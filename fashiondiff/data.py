@@ -7,7 +7,7 @@ __all__ = ['classes', 'assets', 'datasets', 'DataError', 'class_id', 'class_name
            'to_grid', 'show_images', 'cache_dir', 'fashion_mnist', 'load_data', 'stream_seed', 'rng', 'Batches',
            'LoaderBatches']
 
-# %% ../nbs/00_data.ipynb #65d10b11
+# %% ../nbs/00_data.ipynb #3beaa000
 import gzip, hashlib, os
 from difflib import get_close_matches
 from functools import lru_cache
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torchvision.datasets import FashionMNIST
 from torchvision.utils import make_grid
 
-# %% ../nbs/00_data.ipynb #4ae4c0d9
+# %% ../nbs/00_data.ipynb #747dbc79
 classes = ('t-shirt_top', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle_boot')
 
 class DataError(ValueError):
@@ -44,7 +44,7 @@ def class_names(
     "The names of `n` classes: those of Fashion-MNIST if there are ten, else their numbers"
     return classes if n == len(classes) else tuple(map(str, range(n)))
 
-# %% ../nbs/00_data.ipynb #094c7df0
+# %% ../nbs/00_data.ipynb #f600b958
 def to_float(
     u8,  # uint8 pixels, 0 to 255, any shape
 ):
@@ -57,7 +57,7 @@ def to_uint8(
     "Images to bytes: uint8, 0 to 255, rounded to nearest"
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #ab4d1ef7
+# %% ../nbs/00_data.ipynb #768002db
 assets = Path(str(files('fashiondiff')))/'assets'  # what the package carries
 
 def sample_data(**_):
@@ -65,7 +65,7 @@ def sample_data(**_):
     d = load_file(assets/'fashion_mnist_sample.safetensors')
     return d['images'], d['labels'].long()
 
-# %% ../nbs/00_data.ipynb #d7b9c3b0
+# %% ../nbs/00_data.ipynb #b27c368e
 def to_grid(
     x,  # images `[B, C, H, W]` in [-1, 1]
     ncol=8,  # images in a row
@@ -93,7 +93,7 @@ def show_images(
         ax.set_yticks([(i + .5) * h for i in range(nrow)], rows, fontsize=8); ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/00_data.ipynb #88d442e7
+# %% ../nbs/00_data.ipynb #685a2cf8
 _files = dict(
     train=('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     test=('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'))
@@ -117,7 +117,7 @@ def _find(name, data=None):
     spots = (p/sub/(name + ext) for p in _places(data) for sub in ('FashionMNIST/raw', '.') for ext in ('', '.gz'))
     return next((p for p in spots if p.is_file()), None)
 
-# %% ../nbs/00_data.ipynb #d4ecb179
+# %% ../nbs/00_data.ipynb #2d040fea
 def _read(path, name):
     "The checked contents of one file; what was packed is also left unpacked in the cache, and read from there next time"
     kept = cache_dir()/'FashionMNIST'/'raw'/name
@@ -146,7 +146,7 @@ def _download():
         raise DataError(f'Fashion-MNIST is on none of {", ".join(map(str, _places()))}, and downloading it failed ({e}). '
                         'Put the four *-ubyte.gz files into ./data, or on Debian: apt install dataset-fashion-mnist') from None
 
-# %% ../nbs/00_data.ipynb #6f90d0af
+# %% ../nbs/00_data.ipynb #fea5ee7b
 def fashion_mnist(
     split='train',  # `'train'` (60,000 images) or `'test'` (10,000)
     data=None,  # a folder that holds the files; otherwise the usual places, then a download
@@ -175,7 +175,7 @@ def load_data(
     if name not in datasets: raise DataError(f'unknown data set {name!r}: it is one of {", ".join(datasets)}')
     return datasets[name](split=split, data=data)
 
-# %% ../nbs/00_data.ipynb #4607890e
+# %% ../nbs/00_data.ipynb #e789a1cb
 def stream_seed(
     seed,  # the run's seed
     i,  # which stream: an epoch, a step, the index of an image
@@ -188,7 +188,7 @@ def rng(seed, i=0, salt=0, device='cpu'):
     "A `torch.Generator` for stream `i` of `seed`"
     return torch.Generator(device).manual_seed(stream_seed(seed, i, salt))
 
-# %% ../nbs/00_data.ipynb #3cbd65b5
+# %% ../nbs/00_data.ipynb #22e10724
 class Batches:
     "Shuffled training batches of a data set that lives on `device` as bytes; the last, incomplete batch of an epoch is dropped"
     def __init__(self,
@@ -214,7 +214,7 @@ class Batches:
         idx = self.order(epoch)[i * self.batch_size:(i + 1) * self.batch_size]
         return to_float(self.images[idx]), self.labels[idx]
 
-# %% ../nbs/00_data.ipynb #064b96b5
+# %% ../nbs/00_data.ipynb #abfcedc1
 class LoaderBatches:
     "The same as `Batches` for any map-style dataset of `(image uint8 [C, H, W], label)`, through a `DataLoader`"
     def __init__(self,

@@ -6,7 +6,7 @@
 __all__ = ['Residual', 'Classifier', 'augment', 'train_classifier', 'load_classifier', 'logits', 'class_accuracy', 'confusion',
            'features', 'diversity']
 
-# %% ../nbs/05_evaluation.ipynb #72c2c476
+# %% ../nbs/05_evaluation.ipynb #819b49e6
 from functools import lru_cache
 import torch, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .data import Batches, assets, classes, rng, to_float
 
-# %% ../nbs/05_evaluation.ipynb #8ce39abc
+# %% ../nbs/05_evaluation.ipynb #0dc7b851
 def _conv(c_in, c_out, stride=1):
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
     def features(self, x): "What it knows before it decides, `[B, 128]`"; return self.body(x).mean((2, 3))
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/05_evaluation.ipynb #7b67c0cf
+# %% ../nbs/05_evaluation.ipynb #e44174b0
 def augment(
     x,  # images `[B, 1, 28, 28]` in [-1, 1]
     g,  # a `torch.Generator`
@@ -75,7 +75,7 @@ def train_classifier(
         opt.zero_grad(); loss.backward(); opt.step(); plan.step(); ema.update_parameters(net)
     return ema.module.eval()
 
-# %% ../nbs/05_evaluation.ipynb #84496477
+# %% ../nbs/05_evaluation.ipynb #e1940da9
 @lru_cache(1)
 def load_classifier():
     "The `Classifier` that comes with the package, trained on the 60,000 training images, in evaluation mode"
@@ -109,7 +109,7 @@ def confusion(
     "How often class i (row) is taken for class j (column): int64 `[10, 10]`"
     return torch.bincount(labels * num_classes + logits(net, x).argmax(1), minlength=num_classes**2).view(num_classes, num_classes)
 
-# %% ../nbs/05_evaluation.ipynb #82886cc2
+# %% ../nbs/05_evaluation.ipynb #354c5c06
 @torch.no_grad()
 def features(
     net,  # a `Classifier`

@@ -6,15 +6,15 @@
 __all__ = ['grids', 'samplers', 'Step', 'final', 'timesteps', 'predict', 'posterior', 'ddpm', 'noise_like', 'ddim', 'dpmpp_2m',
            'heun', 'network_calls', 'to_labels', 'sample', 'slerp', 'img2img', 'inpaint']
 
-# %% ../nbs/03_sampling.ipynb #d41a6cff
+# %% ../nbs/03_sampling.ipynb #957c8a37
 import inspect, math
 from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
-from .data import class_id, class_names, classes, rng
+from .data import class_id, classes, rng
 from .schedule import to_x0_eps
 
-# %% ../nbs/03_sampling.ipynb #1f582c84
+# %% ../nbs/03_sampling.ipynb #4ed882bc
 class Step(NamedTuple):
     "What a sampler yields for each interval"
     t: int  # the step that was left
@@ -26,7 +26,7 @@ def final(steps):
     for step in steps: pass
     return step.x
 
-# %% ../nbs/03_sampling.ipynb #f532c3dc
+# %% ../nbs/03_sampling.ipynb #4254b087
 grids = ('trailing', 'leading', 'linspace', 'karras')
 
 def timesteps(
@@ -56,7 +56,7 @@ def _karras(schedule, steps, rho_max=80., power=7):
     for i in range(1, steps): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
     return torch.maximum(ts, floor)
 
-# %% ../nbs/03_sampling.ipynb #cb73f894
+# %% ../nbs/03_sampling.ipynb #37256aec
 def _point(schedule, t):
     "alpha and sigma at a step as Python floats; (1, 0) for the clean image"
     return (schedule.alpha[t].item(), schedule.sigma[t].item()) if t >= 0 else (1., 0.)
@@ -77,7 +77,7 @@ def predict(
     x0 = x0.clamp(-1, 1)
     return x0, (x - alpha * x0) / sigma
 
-# %% ../nbs/03_sampling.ipynb #b8da8708
+# %% ../nbs/03_sampling.ipynb #f6563146
 def posterior(
     schedule,  # a `Schedule`
     t,  # the step left, an int
@@ -107,7 +107,7 @@ def ddpm(
         if s >= 0: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #c5f35b1a
+# %% ../nbs/03_sampling.ipynb #d7e94dbe
 def noise_like(
     seed,  # of the whole set of images
     ids,  # the index of each image in the set
@@ -118,7 +118,7 @@ def noise_like(
     gens = [rng(seed, i, salt=5) for i in ids]
     return lambda *_: torch.stack([torch.randn(shape, generator=g) for g in gens]).to(device)
 
-# %% ../nbs/03_sampling.ipynb #5a8db1f7
+# %% ../nbs/03_sampling.ipynb #0990e5aa
 def ddim(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -140,7 +140,7 @@ def ddim(
         if std: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #28f9af4f
+# %% ../nbs/03_sampling.ipynb #5de995e3
 def _half_log_snr(schedule, t):
     alpha, sigma = _point(schedule, t)
     return math.log(alpha) - math.log(sigma) if sigma else math.inf
@@ -165,7 +165,7 @@ def dpmpp_2m(
         prev, h_prev = x0, h
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #ec90537f
+# %% ../nbs/03_sampling.ipynb #f254757c
 def heun(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -197,7 +197,7 @@ def network_calls(
     "How often a sampler calls the denoiser"
     return 2 * steps - 1 if sampler == 'heun' else steps
 
-# %% ../nbs/03_sampling.ipynb #255c0195
+# %% ../nbs/03_sampling.ipynb #8e4444ea
 def to_labels(
     cond,  # a class name or id, or a list of them; None: no label
     n,  # images of each
@@ -221,12 +221,13 @@ def sample(
     batch_size=64,  # images at a time
     device='cpu',  # where the denoiser is
     progress=False,  # show a bar
+    names=classes,  # of the classes, in the order of their ids
     **options,  # of the sampler: `grid`, `clip`, `eta`
 ):
     "Images `[n · classes, C, H, W]` in [-1, 1], class by class. Raises `ValueError` for an unknown sampler, class or number of steps."
     if sampler not in samplers: raise ValueError(f'unknown sampler {sampler!r}: it is one of {", ".join(samplers)}')
     if n < 1: raise ValueError(f'n = {n}: at least one image')
-    f, labels, out = samplers[sampler], to_labels(cond, n, denoiser.null, class_names(denoiser.null)), []
+    f, labels, out = samplers[sampler], to_labels(cond, n, denoiser.null, names), []
     if steps is not None: timesteps(schedule, steps)
     steps = steps or inspect.signature(f).parameters['steps'].default or len(schedule)
     bar = tqdm(total=steps * -(-len(labels) // batch_size), disable=not progress, desc=f'{sampler}, {steps} steps')
@@ -238,17 +239,17 @@ def sample(
     bar.close()
     return torch.cat(out).clamp(-1, 1)
 
-# %% ../nbs/03_sampling.ipynb #e8622fd9
+# %% ../nbs/03_sampling.ipynb #cbac472e
 def slerp(
     a, b,  # noise of the same shape, `[C, H, W]`
     w,  # 0 gives a, 1 gives b
 ):
     "Spherical interpolation: keeps the norm that Gaussian noise has (Shoemake 1985)"
     angle = torch.arccos(((a * b).sum() / (a.norm() * b.norm())).clamp(-1, 1))
-    if torch.sin(angle) < 1e-6: return torch.lerp(a, b, w)
+    if torch.sin(angle) < 1e-3: return torch.lerp(a, b, w)
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
-# %% ../nbs/03_sampling.ipynb #c5bcf702
+# %% ../nbs/03_sampling.ipynb #0e31f3b3
 @torch.no_grad()
 def img2img(
     denoiser,  # a denoiser
@@ -273,7 +274,7 @@ def img2img(
     x = cut.add_noise(images, noise(), torch.full((len(images),), first, device=images.device))
     return final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options)).clamp(-1, 1)
 
-# %% ../nbs/03_sampling.ipynb #206acf96
+# %% ../nbs/03_sampling.ipynb #68a84b15
 def inpaint(
     denoiser,  # a denoiser
     schedule,  # its `Schedule`

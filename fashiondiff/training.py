@@ -8,7 +8,7 @@ __all__ = ['presets', 'loss_weights', 'losses', 'draw', 'ema_decay', 'Config', '
            'write_whole', 'read_checkpoint', 'config_from', 'save_checkpoint', 'resume', 'save_weights', 'Loaded',
            'shipped_models', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'fit']
 
-# %% ../nbs/02_training.ipynb #461cd7f7
+# %% ../nbs/02_training.ipynb #87ac9014
 import csv, json, math, os, time, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ from .data import assets, rng, stream_seed
 from .schedule import kinds, make_schedule, schedules, target
 from .unet import build_network
 
-# %% ../nbs/02_training.ipynb #c9bf212b
+# %% ../nbs/02_training.ipynb #bed6d4a6
 def loss_weights(
     schedule,  # a `Schedule`
     kind,  # what the network predicts: `"eps"`, `"x0"` or `"v"`
@@ -50,7 +50,7 @@ def losses(
     pred = denoiser(schedule.add_noise(x0, eps, t), t, cond)
     return (pred.float() - target(schedule, x0, eps, t, denoiser.kind)).square().flatten(1).mean(1)
 
-# %% ../nbs/02_training.ipynb #5d172c13
+# %% ../nbs/02_training.ipynb #f61087c2
 def draw(
     seed, step,  # which random numbers: those of this step of the run with this seed
     x0,  # images `[B, …]`
@@ -66,7 +66,7 @@ def draw(
     drop = torch.rand(len(x0), generator=g, device=x0.device) < p_uncond
     return t, eps, torch.where(drop, torch.full_like(cond, null), cond)
 
-# %% ../nbs/02_training.ipynb #80013bcb
+# %% ../nbs/02_training.ipynb #c42aba47
 def ema_decay(
     n,  # updates so far
     decay=0.9999,  # in the long run
@@ -75,7 +75,7 @@ def ema_decay(
     "The decay of the next EMA update"
     return min(decay, (1 + n) / (10 + n)) if warmup else decay
 
-# %% ../nbs/02_training.ipynb #832f42e0
+# %% ../nbs/02_training.ipynb #a3fdf2e4
 @dataclass
 class Config:
     "Preset `fast`: the plain recipe of the literature, for a GPU"
@@ -135,11 +135,11 @@ class Tiny(Config):
     lr_decay: str = 'cosine'                 # and to settle at the end
     ema_decay: float = 0.9995                # for longer runs: in 2,000 steps the warm-up rules
     guidance_scale: float = 1.5              # enough for a network this certain
-    mixed_precision: str = 'bf16'            # on a CPU about as quick as float32 at this width, quicker for wider networks (measured below)
+    mixed_precision: str = 'bf16'            # no gain at this width on a CPU, but for wider networks and on a GPU (measured below)
 
 presets = dict(tiny=Tiny, fast=Config, hq=HQ)  # presets by name
 
-# %% ../nbs/02_training.ipynb #7e7fb4e5
+# %% ../nbs/02_training.ipynb #da51dab2
 class ConfigError(ValueError):
     "A setting that does not exist or makes no sense"
 
@@ -174,7 +174,7 @@ def make_config(
     if not c.channel_mults or min(c.channel_mults) < 1: raise ConfigError(f'channel_mults = {list(c.channel_mults)}: it is one or more positive numbers')
     return c
 
-# %% ../nbs/02_training.ipynb #7c0013a4
+# %% ../nbs/02_training.ipynb #1e10ccd9
 _network_fields = ('image_size', 'channels', 'num_classes', 'base_channels', 'channel_mults', 'num_res_blocks', 'attention_resolutions', 'dropout', 'patch_size')
 
 def build(
@@ -191,7 +191,7 @@ def schedule_of(config):
     "The schedule of a configuration"
     return make_schedule(config.beta_schedule, config.timesteps)
 
-# %% ../nbs/02_training.ipynb #5e35208c
+# %% ../nbs/02_training.ipynb #cc307bf2
 def lr_factor(
     step,  # steps taken so far
     total,  # steps in all
@@ -202,7 +202,7 @@ def lr_factor(
     rise = min(1., (step + 1) / (warmup + 1))
     return rise * ((1 + math.cos(math.pi * min(1., step / max(1, total)))) / 2 if decay == 'cosine' else 1.)
 
-# %% ../nbs/02_training.ipynb #4224ab27
+# %% ../nbs/02_training.ipynb #e2488ddf
 def pick_device(
     device=None,  # `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None picks the best there is
 ) -> str:
@@ -232,7 +232,7 @@ class Log(NamedTuple):
     lr: float  # learning rate of this step
     epoch_loss: float = None  # mean loss of an epoch, when this step completed one
 
-# %% ../nbs/02_training.ipynb #0fe5711d
+# %% ../nbs/02_training.ipynb #c83f590f
 class Trainer:
     "Everything that changes while a model trains; iterate over it to train"
     def __init__(self,
@@ -303,7 +303,7 @@ class Trainer:
     @property
     def averaged(self): "The network with averaged weights, in evaluation mode"; return self.ema.module.eval()
 
-# %% ../nbs/02_training.ipynb #5b97e03b
+# %% ../nbs/02_training.ipynb #43c36f10
 class CheckpointError(ValueError):
     "A file that is missing, damaged, or not a checkpoint of this project"
 
@@ -332,7 +332,7 @@ def config_from(d, path) -> Config:
     try: return make_config(**d)
     except (ConfigError, TypeError) as e: raise CheckpointError(f'{path}: {e}') from None
 
-# %% ../nbs/02_training.ipynb #8dc7eb10
+# %% ../nbs/02_training.ipynb #62238d32
 def _state(trainer):
     return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, ema=trainer.ema.module.state_dict(),
                 model=trainer.raw.state_dict(), optimizer=trainer.optimizer.state_dict(), n_averaged=trainer.ema.n_averaged.item(),
@@ -370,7 +370,7 @@ def _same_config(now, then, path):
     other = [f'{k} = {a[k]} (there: {b[k]})' for k in a if a[k] != b[k] and k not in ('epochs', 'steps')]
     if other: raise CheckpointError(f'{path} was trained with another configuration: {", ".join(other)}')
 
-# %% ../nbs/02_training.ipynb #ae692680
+# %% ../nbs/02_training.ipynb #f9d41e0e
 def save_weights(
     model,  # a network
     config,  # its `Config`
@@ -422,7 +422,7 @@ def load_model(
     except (ConfigError, RuntimeError, AttributeError) as e: raise CheckpointError(f'the weights in {path} do not fit its configuration') from e
     return Loaded(model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), schedule_of(config), config, card)
 
-# %% ../nbs/02_training.ipynb #3ad63714
+# %% ../nbs/02_training.ipynb #d0f56edf
 def newest_checkpoint(
     out,  # the folder of a run
 ):
@@ -453,7 +453,7 @@ def read_log(out):
     rows = list(csv.DictReader((Path(out)/'log.csv').open()))
     return {k: [float(r[k]) for r in rows] for k in RunLog.columns}
 
-# %% ../nbs/02_training.ipynb #dafd7167
+# %% ../nbs/02_training.ipynb #c7004561
 def fit(
     trainer,  # a `Trainer`
     out,  # folder of the run; made if needed

@@ -6,13 +6,13 @@
 __all__ = ['networks', 'timestep_embedding', 'TimeClassEmbedding', 'AdaGroupNorm', 'zero_init', 'ResBlock', 'Attention',
            'Upsample', 'Downsample', 'register_network', 'build_network', 'UNet', 'Block']
 
-# %% ../nbs/01_unet.ipynb #6e65a7cd
+# %% ../nbs/01_unet.ipynb #701cf48c
 import math
 from importlib import import_module
 import torch, torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/01_unet.ipynb #66fb3323
+# %% ../nbs/01_unet.ipynb #983e00e9
 def timestep_embedding(
     t,  # steps, int64 `[B]`
     dim,  # features, even
@@ -23,7 +23,7 @@ def timestep_embedding(
     args = t[:, None].float() * freqs
     return torch.cat([args.cos(), args.sin()], 1)
 
-# %% ../nbs/01_unet.ipynb #7e1e708c
+# %% ../nbs/01_unet.ipynb #3083019b
 class TimeClassEmbedding(nn.Module):
     "Step and class to one vector: `[B], [B] -> [B, dim]`; class `num_classes` is the null class"
     def __init__(self,
@@ -38,7 +38,7 @@ class TimeClassEmbedding(nn.Module):
 
     def forward(self, t, cond): return F.silu(self.time(timestep_embedding(t, self.freq_dim)) + self.classes(cond))
 
-# %% ../nbs/01_unet.ipynb #c2f50ee7
+# %% ../nbs/01_unet.ipynb #a8abbe31
 def _groups(channels): return math.gcd(channels, 8) if channels < 64 else math.gcd(channels, 32)
 
 class AdaGroupNorm(nn.Module):
@@ -60,7 +60,7 @@ def zero_init(layer):
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
-# %% ../nbs/01_unet.ipynb #2a2b1c59
+# %% ../nbs/01_unet.ipynb #21e7ddf4
 class ResBlock(nn.Module):
     "Norm, SiLU, convolution, twice, around a shortcut: `x [B, C_in, H, W], emb [B, D] -> [B, C_out, H, W]`"
     def __init__(self,
@@ -79,7 +79,7 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h, emb))))
 
-# %% ../nbs/01_unet.ipynb #e9576684
+# %% ../nbs/01_unet.ipynb #21d14598
 class Attention(nn.Module):
     "Multi-head self-attention over the pixels, added to its input: `[B, C, H, W] -> [B, C, H, W]`"
     def __init__(self,
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(B, C, H, W)
         return x + self.out(h)
 
-# %% ../nbs/01_unet.ipynb #5a589ffb
+# %% ../nbs/01_unet.ipynb #206f3aa0
 class Upsample(nn.Sequential):
     "Twice the resolution: nearest neighbour, then a 3×3 convolution; `[B, C, H, W] -> [B, C, 2H, 2W]`"
     def __init__(self, channels): super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1))
@@ -107,7 +107,7 @@ def Downsample(channels):
     "Half the resolution by a strided 3×3 convolution; `[B, C, H, W] -> [B, C, H/2, W/2]`"
     return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-# %% ../nbs/01_unet.ipynb #9f967a5c
+# %% ../nbs/01_unet.ipynb #42be3796
 networks = {}  # networks by name; a network not yet registered is looked for in the module of its name
 
 def register_network(name):
@@ -126,7 +126,7 @@ def build_network(
     if name not in networks: raise ValueError(f'unknown network {name!r}: it is one of {", ".join(sorted(networks))}')
     return networks[name](**kwargs)
 
-# %% ../nbs/01_unet.ipynb #0235c335
+# %% ../nbs/01_unet.ipynb #f87fa045
 @register_network('unet')
 class UNet(nn.Module):
     "A class-conditional U-Net with adaptive group norm: `x_t [B, C, H, W], t [B], cond [B] -> prediction [B, C, H, W]`"
