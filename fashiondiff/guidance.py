@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Guided', 'guide', 'draw_guidance', 'guidance_explorer']
 
-# %% ../nbs/04_guidance.ipynb #93c8bec0
+# %% ../nbs/04_guidance.ipynb #0b839edb
 import ipywidgets as W, matplotlib.pyplot as plt, torch
 from torch import nn
 from .data import classes, show_images
@@ -13,7 +13,7 @@ from .sampling import sample, samplers
 from .schedule import explorer, to_x0_eps
 from .training import load_model
 
-# %% ../nbs/04_guidance.ipynb #6140749c
+# %% ../nbs/04_guidance.ipynb #cc4ab413
 class Guided(nn.Module):
     "A denoiser that exaggerates the difference that the condition makes"
     def __init__(self, denoiser, scale, interval):
@@ -37,7 +37,7 @@ def guide(
     if scale < 0: raise ValueError(f'guidance scale {scale}: it is 0 or more')
     return Guided(denoiser, scale, interval)
 
-# %% ../nbs/04_guidance.ipynb #06bc5a47
+# %% ../nbs/04_guidance.ipynb #3407ecf8
 def draw_guidance(
     label='shirt',  # class name
     scale=1.5,  # guidance scale

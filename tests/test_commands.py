@@ -3,6 +3,7 @@ import csv, json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from PIL import Image
+from fashiondiff.commands import sample_main, train_main
 from fashiondiff.training import load_model, read_checkpoint
 
 TRAIN = [sys.executable, "-m", "fashiondiff.commands", "train", "--dataset", "sample", "--device", "cpu", "--wandb", "disabled",
@@ -66,17 +67,17 @@ BAD_TRAINING = {
     "--data nowhere --dataset fashion_mnist": "no Fashion-MNIST in nowhere", "--dataset mnist": "unknown data set", "--lr fast": "invalid float", "--base_chanels 3": "unrecognized", "--device tpu": "no device", "--max_minutes -1": "more than 0"}
 
 @pytest.mark.parametrize("line", BAD_TRAINING)
-def test_bad_training_input_gets_one_line_and_exit_2(line, tmp_path):
-    done = run([*TRAIN, "--out", tmp_path / "run", *line.split()], cwd=tmp_path)
-    assert done.returncode == 2 and BAD_TRAINING[line] in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_bad_training_input_gets_one_line_and_exit_2(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end: train_main([*TRAIN[4:], "--out", str(tmp_path / "run"), *line.split()])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and BAD_TRAINING[line] in said and len(said.strip().splitlines()) == 1
 
-def test_resume_with_another_config_is_refused(whole, tmp_path):
-    for flags in (["--lr", "0.5"], ["--preset", "hq"], ["--seed", "7"]):
-        done = run([*TRAIN, "--out", whole, "--resume", *flags])
-        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and flags[1] in done.stderr
-    again = run([*TRAIN, "--out", whole])
-    assert again.returncode == 2 and "already holds a run" in again.stderr
+def test_resume_with_another_config_is_refused(whole, capsys):
+    for flags, word in ((["--resume", "--lr", "0.5"], "lr = 0.5"), (["--resume", "--preset", "hq"], "hq"), (["--resume", "--seed", "7"], "seed = 7"), ([], "already holds a run")):
+        with pytest.raises(SystemExit) as end: train_main([*TRAIN[4:], "--out", str(whole), *flags])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and len(said.strip().splitlines()) == 1 and word in said
 
 def test_sampling_from_a_run_of_ones_own(whole, tmp_path):
     done = run([*SAMPLE, "--model", whole, "--class", "t-shirt_top", "--n_samples", "3", "--use_ddim", "--ddim_steps", "5", "--save_individual", "--out", tmp_path / "s"])
@@ -84,10 +85,16 @@ def test_sampling_from_a_run_of_ones_own(whole, tmp_path):
     assert sorted(p.name for p in (tmp_path / "s/individual").iterdir()) == [f"t-shirt_top_00{i}.png" for i in range(3)]
     im = Image.open(tmp_path / "s/individual/t-shirt_top_000.png"); assert im.size == (28, 28) and im.mode == "L"
 
-def test_foreign_and_truncated_models_are_named(tmp_path):
+def test_foreign_and_truncated_models_are_named(tmp_path, capsys):
     torch.save({"weights": 1}, tmp_path / "foreign.pth"); (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     for name in ("foreign.pth", "cut.safetensors", "missing.pth", "."):
-        done = run([*SAMPLE, "--model", tmp_path / name, "--class", "bag", "--out", tmp_path / "s"])
+        with pytest.raises(SystemExit) as end: sample_main(["--device", "cpu", "--model", str(tmp_path / name), "--class", "bag", "--out", str(tmp_path / "s")])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and len(said.strip().splitlines()) == 1 and str(tmp_path / name) in said
+
+def test_from_a_shell_too_an_error_is_one_line_and_exit_code_2(tmp_path):
+    for command in ([*TRAIN, "--out", tmp_path / "run", "--lr", "-1"], [*SAMPLE, "--class", "pulover", "--out", tmp_path / "s"]):
+        done = run(command)
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr, done.stderr
 
 def test_wandb_is_offline_by_default_and_keeps_loss_and_samples(tmp_path):
