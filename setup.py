@@ -1,7 +1,7 @@
 "Everything a person may want to change stands in settings.ini; this file hands it to setuptools."
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 cfg = ConfigParser(delimiters=["="])
 cfg.read("settings.ini", encoding="utf8")
@@ -17,7 +17,7 @@ setup(
                  "Intended Audience :: Science/Research", "Natural Language :: English", "Programming Language :: Python :: 3",
                  "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(), extras_require=extras,
-    packages=find_packages(include=["fashiondiff*"]), zip_safe=False,
+    packages=find_namespace_packages(include=["fashiondiff*"], exclude=["*__pycache__*"]), zip_safe=False,
     package_data={"fashiondiff": ["assets/*.safetensors", "weights/*.safetensors"]},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
 )
