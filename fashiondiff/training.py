@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['presets', 'loss_weights', 'losses', 'draw', 'ema_decay', 'Config', 'HQ', 'Tiny', 'ConfigError', 'make_config',
-           'build', 'schedule_of', 'lr_factor', 'pick_device', 'make_accelerator', 'Log', 'Trainer', 'CheckpointError',
-           'write_whole', 'read_checkpoint', 'config_from', 'save_checkpoint', 'resume', 'save_weights', 'Loaded',
-           'shipped_models', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'fit']
+           'build', 'schedule_of', 'lr_factor', 'pick_device', 'make_accelerator', 'Trainer', 'Log', 'CheckpointError',
+           'write_whole', 'read_checkpoint', 'config_from', 'save_checkpoint', 'differences', 'resume', 'save_weights',
+           'Loaded', 'shipped_models', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'Keeper', 'fit']
 
-# %% ../nbs/02_training.ipynb #87ac9014
+# %% ../nbs/02_training.ipynb #8c40c087
 import csv, json, math, os, time, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch.optim.swa_utils import AveragedModel
@@ -24,7 +25,7 @@ from .data import assets, rng, stream_seed
 from .schedule import kinds, make_schedule, schedules, target
 from .unet import build_network
 
-# %% ../nbs/02_training.ipynb #bed6d4a6
+# %% ../nbs/02_training.ipynb #ff60e07f
 def loss_weights(
     schedule,  # a `Schedule`
     kind,  # what the network predicts: `"eps"`, `"x0"` or `"v"`
@@ -50,7 +51,7 @@ def losses(
     pred = denoiser(schedule.add_noise(x0, eps, t), t, cond)
     return (pred.float() - target(schedule, x0, eps, t, denoiser.kind)).square().flatten(1).mean(1)
 
-# %% ../nbs/02_training.ipynb #f61087c2
+# %% ../nbs/02_training.ipynb #85f2c247
 def draw(
     seed, step,  # which random numbers: those of this step of the run with this seed
     x0,  # images `[B, …]`
@@ -66,7 +67,7 @@ def draw(
     drop = torch.rand(len(x0), generator=g, device=x0.device) < p_uncond
     return t, eps, torch.where(drop, torch.full_like(cond, null), cond)
 
-# %% ../nbs/02_training.ipynb #c42aba47
+# %% ../nbs/02_training.ipynb #9470a1e7
 def ema_decay(
     n,  # updates so far
     decay=0.9999,  # in the long run
@@ -75,7 +76,7 @@ def ema_decay(
     "The decay of the next EMA update"
     return min(decay, (1 + n) / (10 + n)) if warmup else decay
 
-# %% ../nbs/02_training.ipynb #a3fdf2e4
+# %% ../nbs/02_training.ipynb #05fdbc06
 @dataclass
 class Config:
     "Preset `fast`: the plain recipe of the literature, for a GPU"
@@ -110,6 +111,7 @@ class Config:
     mixed_precision: str = 'no'       # 'fp16' or 'bf16' where the device is quicker with it
     seed: int = 0                     # decides every random number of the run
 
+# %% ../nbs/02_training.ipynb #524495dc
 @dataclass
 class HQ(Config):
     "Preset `hq`: a larger network trained for longer, for a GPU"
@@ -120,6 +122,7 @@ class HQ(Config):
     epochs: int = 300                        # and six times as long, which pays only with the capacity
     batch_size: int = 128                    # twice as many steps an epoch
 
+# %% ../nbs/02_training.ipynb #ba3be175
 @dataclass
 class Tiny(Config):
     "Preset `tiny`: the best that about ten minutes on two CPU cores can train"
@@ -139,21 +142,33 @@ class Tiny(Config):
 
 presets = dict(tiny=Tiny, fast=Config, hq=HQ)  # presets by name
 
-# %% ../nbs/02_training.ipynb #da51dab2
+# %% ../nbs/02_training.ipynb #d647a7fd
 class ConfigError(ValueError):
     "A setting that does not exist or makes no sense"
 
+def _fit_type(name, value, default):
+    "`value` as the type of `default`, or an error"
+    kind, number = type(default), isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = dict(tuple=isinstance(value, (list, tuple)) and all(type(v) is int for v in value), float=number and math.isfinite(value))
+    if fits.get(kind.__name__, type(value) is kind): return kind(value)
+    raise ConfigError(f'{name} = {value!r}: it should be of type {kind.__name__}')
+
+# %% ../nbs/02_training.ipynb #2459d74d
 _choices = dict(beta_schedule=tuple(schedules), prediction=kinds, weighting=('uniform', 'min_snr'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
 _at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, patch_size=1, timesteps=2, batch_size=1,
     epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
+_at_most = dict(dropout=1, ema_decay=1, p_uncond=1)
 
-def _fit_type(name, value, default):
-    "`value` as the type of `default`, or an error"
-    kind = type(default)
-    if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value): return tuple(value)
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value): return float(value)
-    if type(value) is kind: return value
-    raise ConfigError(f'{name} = {value!r}: it should be of type {kind.__name__}')
+def _check(c):
+    "Raises `ConfigError` naming the first value of a configuration that is impossible"
+    for k, ok in _choices.items():
+        if getattr(c, k) not in ok: raise ConfigError(f'{k} = {getattr(c, k)!r}: it is one of {", ".join(ok)}')
+    for k, least in _at_least.items():
+        if getattr(c, k) < least: raise ConfigError(f'{k} = {getattr(c, k)}: it is at least {least}')
+    for k, most in _at_most.items():
+        if getattr(c, k) > most: raise ConfigError(f'{k} = {getattr(c, k)}: it is at most {most}')
+    if not c.channel_mults or min(c.channel_mults) < 1: raise ConfigError(f'channel_mults = {list(c.channel_mults)}: it is one or more positive numbers')
+    return c
 
 def make_config(
     preset='fast',  # a key of `presets`
@@ -164,17 +179,9 @@ def make_config(
     base = presets[preset](); known = asdict(base)
     for k in changes:
         if k not in known: raise ConfigError(f'unknown setting {k!r}' + ''.join(f': did you mean {m!r}?' for m in get_close_matches(k, known, 1)))
-    c = replace(base, **{k: _fit_type(k, v, known[k]) for k, v in changes.items()})
-    for k, ok in _choices.items():
-        if getattr(c, k) not in ok: raise ConfigError(f'{k} = {getattr(c, k)!r}: it is one of {", ".join(ok)}')
-    for k, least in _at_least.items():
-        if getattr(c, k) < least: raise ConfigError(f'{k} = {getattr(c, k)}: it is at least {least}')
-    for k in ('dropout', 'ema_decay', 'p_uncond'):
-        if getattr(c, k) > 1: raise ConfigError(f'{k} = {getattr(c, k)}: it is at most 1')
-    if not c.channel_mults or min(c.channel_mults) < 1: raise ConfigError(f'channel_mults = {list(c.channel_mults)}: it is one or more positive numbers')
-    return c
+    return _check(replace(base, **{k: _fit_type(k, v, known[k]) for k, v in changes.items()}))
 
-# %% ../nbs/02_training.ipynb #1e10ccd9
+# %% ../nbs/02_training.ipynb #53b269a4
 _network_fields = ('image_size', 'channels', 'num_classes', 'base_channels', 'channel_mults', 'num_res_blocks', 'attention_resolutions', 'dropout', 'patch_size')
 
 def build(
@@ -191,7 +198,7 @@ def schedule_of(config):
     "The schedule of a configuration"
     return make_schedule(config.beta_schedule, config.timesteps)
 
-# %% ../nbs/02_training.ipynb #cc307bf2
+# %% ../nbs/02_training.ipynb #a3a2595b
 def lr_factor(
     step,  # steps taken so far
     total,  # steps in all
@@ -202,7 +209,7 @@ def lr_factor(
     rise = min(1., (step + 1) / (warmup + 1))
     return rise * ((1 + math.cos(math.pi * min(1., step / max(1, total)))) / 2 if decay == 'cosine' else 1.)
 
-# %% ../nbs/02_training.ipynb #e2488ddf
+# %% ../nbs/02_training.ipynb #5bbd862c
 def pick_device(
     device=None,  # `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None picks the best there is
 ) -> str:
@@ -224,15 +231,7 @@ def make_accelerator(
     if device.startswith('cuda') and not torch.distributed.is_initialized(): torch.cuda.set_device(device)
     return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, **kwargs)
 
-class Log(NamedTuple):
-    "What one training step did"
-    step: int  # steps taken, this one included
-    epoch: int  # epochs completed
-    loss: torch.Tensor  # scalar, still on the device: nothing waits for it unless you look
-    lr: float  # learning rate of this step
-    epoch_loss: float = None  # mean loss of an epoch, when this step completed one
-
-# %% ../nbs/02_training.ipynb #c83f590f
+# %% ../nbs/02_training.ipynb #655d847c
 class Trainer:
     "Everything that changes while a model trains; iterate over it to train"
     def __init__(self,
@@ -242,68 +241,81 @@ class Trainer:
     ):
         self.config, self.batches = config, batches
         self.accelerator = a = accelerator or make_accelerator(mixed_precision=config.mixed_precision)
-        self.device, self.step, self.epoch_loss = a.device, 0, torch.zeros((), dtype=torch.float64 if a.device.type != 'mps' else torch.float32, device=a.device)
-        self.schedule, self.best, self.whole = schedule_of(config), math.inf, True           # not whole: in the middle of an update
-        self.raw = build(config).to(self.device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.raw.parameters(), config.lr, weight_decay=config.weight_decay, fused=self.device.type != 'mps')
-        self.ema = AveragedModel(self.raw, multi_avg_fn=self._average)
-        self.model, self.optimizer = a.prepare(self.raw, self.optimizer)
-        self.weights = loss_weights(self.schedule, config.prediction, config.weighting).to(self.device, torch.float32)
         if config.batch_size % a.num_processes: raise ConfigError(f'batch_size {config.batch_size} cannot be shared out among {a.num_processes} processes')
+        self.device, self.step, self.schedule, self.best = a.device, 0, schedule_of(config), math.inf
+        self.whole = True                                                                    # False in the middle of an update
+        self.epoch_loss = torch.zeros((), dtype=torch.float32 if a.device.type == 'mps' else torch.float64, device=a.device)
+        self.raw = build(config).to(self.device, memory_format=torch.channels_last)
+        self.ema = AveragedModel(self.raw, multi_avg_fn=self._average)
+        optimizer = torch.optim.AdamW(self.raw.parameters(), config.lr, weight_decay=config.weight_decay, fused=a.device.type != 'mps')
+        self.model, self.optimizer = a.prepare(self.raw, optimizer)
+        self.model.kind = self.raw.kind                                                      # a wrapper for several processes has none
+        self.weights = loss_weights(self.schedule, config.prediction, config.weighting).to(self.device, torch.float32)
 
     @property
     def total(self): "Steps in all"; return self.config.steps or self.config.epochs * len(self.batches)
 
-    def _average(self, ema, params, _): torch._foreach_lerp_(ema, params, 1 - ema_decay(self.step, self.config.ema_decay, self.config.ema_warmup))
-
-    def _slice(self, *tensors):
-        "This process's share of a global batch"
-        n, i = self.accelerator.num_processes, self.accelerator.process_index
-        return tensors if n == 1 else tuple(x[i * len(x) // n:(i + 1) * len(x) // n] for x in tensors)
-
-    def loss(self):
-        "The weighted loss of the coming step on this process's share of the batch"
-        x0, cond = self.batches.at(self.step)
-        t, eps, cond = draw(self.config.seed, self.step, x0, cond, self.raw.null, len(self.schedule), self.config.p_uncond)
-        x0, cond, t, eps = self._slice(x0, cond, t, eps)
-        x0, eps = (z.contiguous(memory_format=torch.channels_last) for z in (x0, eps))
-        torch.manual_seed(stream_seed(self.config.seed, self.step * self.accelerator.num_processes + self.accelerator.process_index, salt=4))  # for dropout
-        return (self.weights[t] * losses(self._denoiser(), self.schedule, x0, cond, t, eps)).mean()
-
-    def _denoiser(self):
-        f = lambda x_t, t, cond: self.model(x_t, t, cond)
-        f.kind = self.raw.kind
-        return f
-
-    def one_step(self) -> Log:
-        "Draw, predict, correct, average"
-        c, self.lr = self.config, self.config.lr * lr_factor(self.step, self.total, self.config.lr_warmup, self.config.lr_decay)
-        for group in self.optimizer.param_groups: group['lr'] = self.lr
-        self.model.train()
-        loss = self.loss()
-        self.accelerator.backward(loss)
-        if c.clip_grad: self.accelerator.clip_grad_norm_(self.raw.parameters(), c.clip_grad)
-        self.whole = False
-        self.optimizer.step(); self.optimizer.zero_grad()
-        self.ema.update_parameters(self.raw)
-        self.step += 1; self.whole = True
-        return self._log(self.accelerator.reduce(loss.detach(), 'mean'))
-
-    def _log(self, loss):
-        self.epoch_loss += loss
-        epoch, i = divmod(self.step, len(self.batches))
-        if i: return Log(self.step, epoch, loss, self.lr)
-        mean = self.epoch_loss.item() / len(self.batches); self.epoch_loss.zero_()
-        return Log(self.step, epoch, loss, self.lr, mean)
-
-    def __iter__(self):
-        "Train until the end, one `Log` a step; stop whenever you like"
-        while self.step < self.total: yield self.one_step()
-
     @property
     def averaged(self): "The network with averaged weights, in evaluation mode"; return self.ema.module.eval()
 
-# %% ../nbs/02_training.ipynb #43c36f10
+    def _average(self, ema, params, _): torch._foreach_lerp_(ema, params, 1 - ema_decay(self.step, self.config.ema_decay, self.config.ema_warmup))
+
+# %% ../nbs/02_training.ipynb #610678ab
+@patch
+def _slice(self: Trainer, *tensors):
+    "This process's share of a global batch"
+    n, i = self.accelerator.num_processes, self.accelerator.process_index
+    return tensors if n == 1 else tuple(x[i * len(x) // n:(i + 1) * len(x) // n] for x in tensors)
+
+@patch
+def loss(self: Trainer):
+    "The weighted loss of the coming step on this process's share of the batch"
+    c, a = self.config, self.accelerator
+    x0, cond = self.batches.at(self.step)
+    t, eps, cond = draw(c.seed, self.step, x0, cond, self.raw.null, len(self.schedule), c.p_uncond)
+    x0, cond, t, eps = self._slice(x0, cond, t, eps)
+    x0, eps = (z.contiguous(memory_format=torch.channels_last) for z in (x0, eps))
+    torch.manual_seed(stream_seed(c.seed, self.step * a.num_processes + a.process_index, salt=4))
+    return (self.weights[t] * losses(self.model, self.schedule, x0, cond, t, eps)).mean()
+
+# %% ../nbs/02_training.ipynb #3865e73b
+class Log(NamedTuple):
+    "What one training step did"
+    step: int  # steps taken, this one included
+    epoch: int  # epochs completed
+    loss: torch.Tensor  # scalar, still on the device: nothing waits for it unless you look
+    lr: float  # learning rate of this step
+    epoch_loss: float = None  # mean loss of an epoch, when this step completed one
+
+@patch
+def one_step(self: Trainer) -> Log:
+    "Draw, predict, correct, average"
+    c, lr = self.config, self.config.lr * lr_factor(self.step, self.total, self.config.lr_warmup, self.config.lr_decay)
+    for group in self.optimizer.param_groups: group['lr'] = lr
+    self.model.train()
+    loss = self.loss()
+    self.accelerator.backward(loss)
+    if c.clip_grad: self.accelerator.clip_grad_norm_(self.raw.parameters(), c.clip_grad)
+    self.whole = False
+    self.optimizer.step(); self.optimizer.zero_grad()
+    self.ema.update_parameters(self.raw)
+    self.step += 1; self.whole = True
+    return self._log(self.accelerator.reduce(loss.detach(), 'mean'), lr)
+
+@patch
+def _log(self: Trainer, loss, lr):
+    self.epoch_loss += loss
+    epoch, i = divmod(self.step, len(self.batches))
+    if i: return Log(self.step, epoch, loss, lr)
+    mean = self.epoch_loss.item() / len(self.batches); self.epoch_loss.zero_()
+    return Log(self.step, epoch, loss, lr, mean)
+
+@patch
+def __iter__(self: Trainer):
+    "Train until the end, one `Log` a step; stop whenever you like"
+    while self.step < self.total: yield self.one_step()
+
+# %% ../nbs/02_training.ipynb #e4a26ee3
 class CheckpointError(ValueError):
     "A file that is missing, damaged, or not a checkpoint of this project"
 
@@ -318,6 +330,7 @@ def write_whole(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
+# %% ../nbs/02_training.ipynb #94743575
 def read_checkpoint(path) -> dict:
     "The contents of a `.pth` file of ours, on the CPU. Raises `CheckpointError` naming the file."
     path = Path(path)
@@ -332,7 +345,7 @@ def config_from(d, path) -> Config:
     try: return make_config(**d)
     except (ConfigError, TypeError) as e: raise CheckpointError(f'{path}: {e}') from None
 
-# %% ../nbs/02_training.ipynb #62238d32
+# %% ../nbs/02_training.ipynb #f1bb0d0c
 def _state(trainer):
     return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, ema=trainer.ema.module.state_dict(),
                 model=trainer.raw.state_dict(), optimizer=trainer.optimizer.state_dict(), n_averaged=trainer.ema.n_averaged.item(),
@@ -348,6 +361,14 @@ def save_checkpoint(
     if weights_only: state = {k: state[k] for k in ('config', 'step', 'ema')}
     write_whole(path, lambda f: torch.save(state, f))
 
+# %% ../nbs/02_training.ipynb #b4c5d11a
+def differences(
+    config,  # a `Config`
+    changes,  # a dict of values for its fields
+) -> str:
+    "What `changes` would alter, but for the length of the run: `lr = 0.1 (there: 0.0002)`"
+    return ', '.join(f'{k} = {v} (there: {getattr(config, k)})' for k, v in changes.items() if v != getattr(config, k) and k not in ('epochs', 'steps'))
+
 def resume(
     trainer,  # a fresh `Trainer` of the same configuration
     path,  # of a checkpoint
@@ -355,7 +376,7 @@ def resume(
     "Go on where a checkpoint was written: the numbers that follow are those of a run that never stopped. Raises `CheckpointError`."
     state = read_checkpoint(path)
     if 'optimizer' not in state: raise CheckpointError(f'{path} holds weights alone, nothing to go on from')
-    _same_config(trainer.config, config_from(state['config'], path), path)
+    if other := differences(config_from(state['config'], path), asdict(trainer.config)): raise CheckpointError(f'{path} was trained with another configuration: {other}')
     try:
         trainer.raw.load_state_dict(state['model']); trainer.ema.module.load_state_dict(state['ema']); trainer.optimizer.load_state_dict(state['optimizer'])
     except (RuntimeError, ValueError, KeyError) as e: raise CheckpointError(f'{path} does not fit its own configuration ({type(e).__name__})') from None
@@ -364,13 +385,7 @@ def resume(
     if trainer.accelerator.scaler and state['scaler']: trainer.accelerator.scaler.load_state_dict(state['scaler'])
     return trainer
 
-def _same_config(now, then, path):
-    "Only the length of a run may change when it is resumed"
-    a, b = asdict(now), asdict(then)
-    other = [f'{k} = {a[k]} (there: {b[k]})' for k in a if a[k] != b[k] and k not in ('epochs', 'steps')]
-    if other: raise CheckpointError(f'{path} was trained with another configuration: {", ".join(other)}')
-
-# %% ../nbs/02_training.ipynb #f9d41e0e
+# %% ../nbs/02_training.ipynb #97f5c659
 def save_weights(
     model,  # a network
     config,  # its `Config`
@@ -381,6 +396,13 @@ def save_weights(
     state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     write_whole(path, lambda f: f.write(to_bytes(state, metadata=dict(config=json.dumps(asdict(config)), card=json.dumps(card)))))
 
+def _read_weights(path):
+    try:
+        with safe_open(path, 'pt') as f: meta, state = f.metadata() or {}, {k: f.get_tensor(k).float() for k in f.keys()}
+        return config_from(json.loads(meta['config']), path), state, json.loads(meta.get('card', '{}'))
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as e: raise CheckpointError(f'{path} is not a weights file of fashiondiff ({type(e).__name__})') from None
+
+# %% ../nbs/02_training.ipynb #cf681823
 class Loaded(NamedTuple):
     "A model ready to sample from"
     model: torch.nn.Module  # a denoiser with averaged weights, in evaluation mode
@@ -393,12 +415,6 @@ def shipped_models():
     here = assets.parent
     return {p.stem: p for d in (here.parent/'weights', here/'weights') for p in sorted(d.glob('*.safetensors'))}
 
-def _read_weights(path):
-    try:
-        with safe_open(path, 'pt') as f: meta, state = f.metadata() or {}, {k: f.get_tensor(k).float() for k in f.keys()}
-        return config_from(json.loads(meta['config']), path), state, json.loads(meta.get('card', '{}'))
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as e: raise CheckpointError(f'{path} is not a weights file of fashiondiff ({type(e).__name__})') from None
-
 def _locate(name):
     "The file that a name, a file or a run folder stands for"
     path, shipped = Path(name), shipped_models()
@@ -410,6 +426,7 @@ def _locate(name):
     if path.is_file(): return path
     raise CheckpointError(f'there is no model {str(name)!r}: give a file, the folder of a run, or one of {", ".join(shipped)}')
 
+# %% ../nbs/02_training.ipynb #1752b3f4
 def load_model(
     name_or_path='fashion',  # a shipped model's name, a `.safetensors` or `.pth` file, or the folder of a run
     device='cpu',  # where to put it
@@ -422,7 +439,7 @@ def load_model(
     except (ConfigError, RuntimeError, AttributeError) as e: raise CheckpointError(f'the weights in {path} do not fit its configuration') from e
     return Loaded(model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), schedule_of(config), config, card)
 
-# %% ../nbs/02_training.ipynb #d0f56edf
+# %% ../nbs/02_training.ipynb #d7eee044
 def newest_checkpoint(
     out,  # the folder of a run
 ):
@@ -434,6 +451,7 @@ def newest_checkpoint(
         if step > best_step: best, best_step = p, step
     return best
 
+# %% ../nbs/02_training.ipynb #2c83842b
 class RunLog:
     "`log.csv` of a run: a row every `every` steps; what lies after the step that a run is resumed from is cut off"
     columns = ('step', 'epoch', 'loss', 'lr', 'seconds')
@@ -453,7 +471,30 @@ def read_log(out):
     rows = list(csv.DictReader((Path(out)/'log.csv').open()))
     return {k: [float(r[k]) for r in rows] for k in RunLog.columns}
 
-# %% ../nbs/02_training.ipynb #c7004561
+# %% ../nbs/02_training.ipynb #845c64cc
+class Keeper:
+    "Writes the checkpoints of a run"
+    def __init__(self, trainer, out, epochs, minutes):
+        self.trainer, self.out, self.epochs, self.minutes = trainer, Path(out), epochs, minutes
+        self.saved, self.step = time.monotonic(), trainer.step
+
+    def add(self, log):
+        "What is due after a step"
+        t = self.trainer
+        if log.epoch_loss is not None:
+            if log.epoch_loss < t.best: t.best = log.epoch_loss; save_checkpoint(t, self.out/'best_model.pth', weights_only=True)
+            if self.epochs and log.epoch % self.epochs == 0: save_checkpoint(t, self.out/f'checkpoint_epoch_{log.epoch:03d}.pth')
+        if time.monotonic() - self.saved > 60 * self.minutes: self.last()
+
+    def last(self):
+        save_checkpoint(self.trainer, self.out/'checkpoint_last.pth'); self.saved, self.step = time.monotonic(), self.trainer.step
+
+    def close(self):
+        "A last checkpoint, unless it is there already or an update was cut in two"
+        t = self.trainer
+        if t.whole and t.step and (t.step > self.step or not (self.out/'checkpoint_last.pth').is_file()): self.last()
+
+# %% ../nbs/02_training.ipynb #6bfae31c
 def fit(
     trainer,  # a `Trainer`
     out,  # folder of the run; made if needed
@@ -464,20 +505,11 @@ def fit(
     "Train, keeping `config.json`, `log.csv`, checkpoints, `best_model.pth` (lowest loss of an epoch) and `final_model.pth` in `out`; yields each step's `Log`"
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     if resuming and (newest := newest_checkpoint(out)): resume(trainer, newest)
-    main = trainer.accelerator.is_main_process
-    if main and trainer.step < trainer.total: (out/'final_model.pth').unlink(missing_ok=True)   # a longer run has another end
-    if main: write_whole(out/'config.json', lambda f: f.write(json.dumps(asdict(trainer.config), indent=1).encode()))
-    rows = RunLog(out/'log.csv', trainer.step) if main else None
-    keep = lambda name, **kw: save_checkpoint(trainer, out/name, **kw) if main else None
-    saved, saved_step = time.monotonic(), trainer.step
+    if not trainer.accelerator.is_main_process: yield from trainer; return                   # one process writes for all
+    if trainer.step < trainer.total: (out/'final_model.pth').unlink(missing_ok=True)         # a longer run has another end
+    write_whole(out/'config.json', lambda f: f.write(json.dumps(asdict(trainer.config), indent=1).encode()))
+    rows, keeper = RunLog(out/'log.csv', trainer.step), Keeper(trainer, out, checkpoint_epochs, checkpoint_minutes)
     try:
-        for log in trainer:
-            if main: rows.add(log)
-            if log.epoch_loss is not None:
-                if log.epoch_loss < trainer.best: trainer.best = log.epoch_loss; keep('best_model.pth', weights_only=True)
-                if checkpoint_epochs and log.epoch % checkpoint_epochs == 0: keep(f'checkpoint_epoch_{log.epoch:03d}.pth')
-            if time.monotonic() - saved > 60 * checkpoint_minutes: keep('checkpoint_last.pth'); saved, saved_step = time.monotonic(), trainer.step
-            yield log
-        keep('final_model.pth', weights_only=True)
-    finally:
-        if trainer.whole and trainer.step and (trainer.step > saved_step or not (out/'checkpoint_last.pth').is_file()): keep('checkpoint_last.pth')
+        for log in trainer: rows.add(log); keeper.add(log); yield log
+        save_checkpoint(trainer, out/'final_model.pth', weights_only=True)
+    finally: keeper.close()

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['networks', 'timestep_embedding', 'TimeClassEmbedding', 'AdaGroupNorm', 'zero_init', 'ResBlock', 'Attention',
-           'Upsample', 'Downsample', 'register_network', 'build_network', 'UNet', 'Block']
+           'Upsample', 'Downsample', 'register_network', 'build_network', 'Block', 'way_down', 'way_up', 'UNet']
 
-# %% ../nbs/01_unet.ipynb #701cf48c
+# %% ../nbs/01_unet.ipynb #a980e027
 import math
 from importlib import import_module
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
-# %% ../nbs/01_unet.ipynb #983e00e9
+# %% ../nbs/01_unet.ipynb #2d3106c3
 def timestep_embedding(
     t,  # steps, int64 `[B]`
     dim,  # features, even
@@ -23,7 +24,7 @@ def timestep_embedding(
     args = t[:, None].float() * freqs
     return torch.cat([args.cos(), args.sin()], 1)
 
-# %% ../nbs/01_unet.ipynb #3083019b
+# %% ../nbs/01_unet.ipynb #23d036e5
 class TimeClassEmbedding(nn.Module):
     "Step and class to one vector: `[B], [B] -> [B, dim]`; class `num_classes` is the null class"
     def __init__(self,
@@ -38,7 +39,7 @@ class TimeClassEmbedding(nn.Module):
 
     def forward(self, t, cond): return F.silu(self.time(timestep_embedding(t, self.freq_dim)) + self.classes(cond))
 
-# %% ../nbs/01_unet.ipynb #a8abbe31
+# %% ../nbs/01_unet.ipynb #df2e7946
 def _groups(channels): return math.gcd(channels, 8) if channels < 64 else math.gcd(channels, 32)
 
 class AdaGroupNorm(nn.Module):
@@ -60,7 +61,7 @@ def zero_init(layer):
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
-# %% ../nbs/01_unet.ipynb #21e7ddf4
+# %% ../nbs/01_unet.ipynb #e382a246
 class ResBlock(nn.Module):
     "Norm, SiLU, convolution, twice, around a shortcut: `x [B, C_in, H, W], emb [B, D] -> [B, C_out, H, W]`"
     def __init__(self,
@@ -79,7 +80,7 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h, emb))))
 
-# %% ../nbs/01_unet.ipynb #21d14598
+# %% ../nbs/01_unet.ipynb #a0a3dd96
 class Attention(nn.Module):
     "Multi-head self-attention over the pixels, added to its input: `[B, C, H, W] -> [B, C, H, W]`"
     def __init__(self,
@@ -98,7 +99,7 @@ class Attention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(B, C, H, W)
         return x + self.out(h)
 
-# %% ../nbs/01_unet.ipynb #206f3aa0
+# %% ../nbs/01_unet.ipynb #da3cc163
 class Upsample(nn.Sequential):
     "Twice the resolution: nearest neighbour, then a 3×3 convolution; `[B, C, H, W] -> [B, C, 2H, 2W]`"
     def __init__(self, channels): super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1))
@@ -107,7 +108,7 @@ def Downsample(channels):
     "Half the resolution by a strided 3×3 convolution; `[B, C, H, W] -> [B, C, H/2, W/2]`"
     return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-# %% ../nbs/01_unet.ipynb #42be3796
+# %% ../nbs/01_unet.ipynb #eaca6c93
 networks = {}  # networks by name; a network not yet registered is looked for in the module of its name
 
 def register_network(name):
@@ -126,10 +127,51 @@ def build_network(
     if name not in networks: raise ValueError(f'unknown network {name!r}: it is one of {", ".join(sorted(networks))}')
     return networks[name](**kwargs)
 
-# %% ../nbs/01_unet.ipynb #f87fa045
+# %% ../nbs/01_unet.ipynb #7982148f
+class Block(ResBlock):
+    "A residual block, followed by attention if it has heads"
+    def __init__(self, c_in, c_out, emb_dim, dropout=0., heads=0):
+        super().__init__(c_in, c_out, emb_dim, dropout)
+        self.attention = Attention(c_out, heads) if heads else nn.Identity()
+
+    def forward(self, x, emb): return self.attention(super().forward(x, emb))
+
+# %% ../nbs/01_unet.ipynb #a6d74c68
+def way_down(
+    base,  # channels of the stem's output, the first state on the stack
+    widths, sizes,  # channels and resolution of each level
+    blocks,  # per level
+    block,  # makes one: `block(c_in, c_out, size)`
+):
+    "The layers of the way down, and the channels of all states on the stack"
+    layers, states = nn.ModuleList(), [base]
+    for level, (width, size) in enumerate(zip(widths, sizes)):
+        if level: layers.append(Downsample(states[-1])); states.append(states[-1])
+        for _ in range(blocks): layers.append(block(states[-1], width, size)); states.append(width)
+    return layers, states
+
+def way_up(
+    states,  # channels of the states on the stack, from `way_down`
+    widths, sizes, blocks, block,  # as in `way_down`
+):
+    "The layers of the way up; each block reads one state from the stack beside its input"
+    layers, stack, c = nn.ModuleList(), list(states), states[-1]
+    for level, (width, size) in reversed(list(enumerate(zip(widths, sizes)))):
+        for _ in range(blocks + 1): layers.append(block(c + stack.pop(), width, size)); c = width
+        if level: layers.append(Upsample(c))
+    return layers
+
+# %% ../nbs/01_unet.ipynb #863c118d
+def _check_size(height, width, multiple):
+    if height % multiple or width % multiple: raise ValueError(f'images of {height}×{width} pixels: this U-Net needs sides divisible by {multiple}')
+
+def _check_widths(base_channels, attention_resolutions, sizes):
+    if set(attention_resolutions) - set(sizes): raise ValueError(f'attention_resolutions {list(attention_resolutions)}: this U-Net works at {sizes} pixels')
+    if base_channels % 2: raise ValueError(f'base_channels {base_channels}: it is even, half sines and half cosines')
+
 @register_network('unet')
 class UNet(nn.Module):
-    "A class-conditional U-Net with adaptive group norm: `x_t [B, C, H, W], t [B], cond [B] -> prediction [B, C, H, W]`"
+    "A class-conditional U-Net with adaptive group norm: `x_t [B, C, H, W], t [B], cond [B] -> prediction [B, C, H, W]`. Raises `ValueError` for sizes and widths that do not fit."
     def __init__(self,
         image_size=28,  # height and width, in pixels, of the images it is made for
         channels=1,  # of the images: 1 grey, 3 colour
@@ -149,44 +191,24 @@ class UNet(nn.Module):
         _check_size(image_size, image_size, self.multiple)
         widths = [base_channels * m for m in channel_mults]
         sizes = [image_size // patch_size // 2**i for i in range(len(widths))]
-        if set(attention_resolutions) - set(sizes): raise ValueError(f'attention_resolutions {list(attention_resolutions)}: this U-Net works at {sizes} pixels')
-        if base_channels % 2: raise ValueError(f'base_channels {base_channels}: it is even, half sines and half cosines')
-        D = 4 * base_channels
-        res = lambda i, o, size: Block(i, o, D, dropout, heads if size in attention_resolutions else 0)
-        self.embed = TimeClassEmbedding(base_channels, D, num_classes)
-        self.stem = nn.Conv2d(channels * patch_size**2, base_channels, 3, padding=1)
-        self.down, self.up, stack, c = nn.ModuleList(), nn.ModuleList(), [base_channels], base_channels
-        for level, (width, size) in enumerate(zip(widths, sizes)):
-            for _ in range(num_res_blocks):
-                self.down.append(res(c, width, size)); stack.append(c := width)
-            if level < len(widths) - 1: self.down.append(Downsample(c)); stack.append(c)
-        self.middle = nn.ModuleList([res(c, c, sizes[-1]), ResBlock(c, c, D, dropout)])
-        for level, (width, size) in reversed(list(enumerate(zip(widths, sizes)))):
-            for _ in range(num_res_blocks + 1):
-                self.up.append(res(c + stack.pop(), width, size)); c = width
-            if level: self.up.append(Upsample(c))
-        self.norm, self.head = nn.GroupNorm(_groups(c), c), zero_init(nn.Conv2d(c, channels * patch_size**2, 3, padding=1))
+        _check_widths(base_channels, attention_resolutions, sizes)
+        D, pixels = 4 * base_channels, channels * patch_size**2
+        block = lambda c_in, c_out, size: Block(c_in, c_out, D, dropout, heads if size in attention_resolutions else 0)
+        self.embed, self.stem = TimeClassEmbedding(base_channels, D, num_classes), nn.Conv2d(pixels, base_channels, 3, padding=1)
+        self.down, states = way_down(base_channels, widths, sizes, num_res_blocks, block)
+        self.middle = nn.ModuleList([block(widths[-1], widths[-1], sizes[-1]), ResBlock(widths[-1], widths[-1], D, dropout)])
+        self.up = way_up(states, widths, sizes, num_res_blocks, block)
+        self.norm, self.head = nn.GroupNorm(_groups(widths[0]), widths[0]), zero_init(nn.Conv2d(widths[0], pixels, 3, padding=1))
 
-    def forward(self, x_t, t, cond):
-        _check_size(*x_t.shape[2:], self.multiple)
-        emb = self.embed(t, cond)
-        h = self.stem(F.pixel_unshuffle(x_t, self.patch_size))
-        stack = [h]
-        for layer in self.down:
-            h = layer(h, emb) if isinstance(layer, Block) else layer(h)
-            stack.append(h)
-        for layer in self.middle: h = layer(h, emb)
-        for layer in self.up:
-            h = layer(torch.cat([h, stack.pop()], 1), emb) if isinstance(layer, Block) else layer(h)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size)
-
-class Block(ResBlock):
-    "A residual block, followed by attention if it has heads"
-    def __init__(self, c_in, c_out, emb_dim, dropout=0., heads=0):
-        super().__init__(c_in, c_out, emb_dim, dropout)
-        self.attention = Attention(c_out, heads) if heads else nn.Identity()
-
-    def forward(self, x, emb): return self.attention(super().forward(x, emb))
-
-def _check_size(height, width, multiple):
-    if height % multiple or width % multiple: raise ValueError(f'images of {height}×{width} pixels: this U-Net needs sides divisible by {multiple}')
+# %% ../nbs/01_unet.ipynb #c918af3c
+@patch
+def forward(self: UNet, x_t, t, cond):
+    _check_size(*x_t.shape[2:], self.multiple)
+    h, emb = self.stem(F.pixel_unshuffle(x_t, self.patch_size)), self.embed(t, cond)
+    stack = [h]
+    for layer in self.down:
+        h = layer(h, emb) if isinstance(layer, Block) else layer(h)
+        stack.append(h)
+    for layer in self.middle: h = layer(h, emb)
+    for layer in self.up: h = layer(torch.cat([h, stack.pop()], 1), emb) if isinstance(layer, Block) else layer(h)
+    return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size)
