@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['grids', 'samplers', 'Step', 'final', 'timesteps', 'predict', 'posterior', 'ddpm', 'noise_like', 'ddim', 'dpmpp_2m',
-           'heun', 'network_calls', 'to_labels', 'sample', 'slerp', 'img2img', 'inpaint']
+           'heun', 'network_calls', 'to_labels', 'sample_batches', 'default_steps', 'sample', 'slerp', 'img2img',
+           'inpaint']
 
-# %% ../nbs/03_sampling.ipynb #957c8a37
+# %% ../nbs/03_sampling.ipynb #39f539c1
 import inspect, math
 from typing import NamedTuple
 import torch
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 from .data import class_id, classes, rng
 from .schedule import to_x0_eps
 
-# %% ../nbs/03_sampling.ipynb #4ed882bc
+# %% ../nbs/03_sampling.ipynb #6d725af3
 class Step(NamedTuple):
     "What a sampler yields for each interval"
     t: int  # the step that was left
@@ -26,7 +27,7 @@ def final(steps):
     for step in steps: pass
     return step.x
 
-# %% ../nbs/03_sampling.ipynb #4254b087
+# %% ../nbs/03_sampling.ipynb #a4fc5305
 grids = ('trailing', 'leading', 'linspace', 'karras')
 
 def timesteps(
@@ -56,7 +57,7 @@ def _karras(schedule, steps, rho_max=80., power=7):
     for i in range(1, steps): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
     return torch.maximum(ts, floor)
 
-# %% ../nbs/03_sampling.ipynb #37256aec
+# %% ../nbs/03_sampling.ipynb #a3c3b5e4
 def _point(schedule, t):
     "alpha and sigma at a step as Python floats; (1, 0) for the clean image"
     return (schedule.alpha[t].item(), schedule.sigma[t].item()) if t >= 0 else (1., 0.)
@@ -77,7 +78,7 @@ def predict(
     x0 = x0.clamp(-1, 1)
     return x0, (x - alpha * x0) / sigma
 
-# %% ../nbs/03_sampling.ipynb #f6563146
+# %% ../nbs/03_sampling.ipynb #b8ebf3cd
 def posterior(
     schedule,  # a `Schedule`
     t,  # the step left, an int
@@ -107,7 +108,7 @@ def ddpm(
         if s >= 0: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #d7e94dbe
+# %% ../nbs/03_sampling.ipynb #1ff34713
 def noise_like(
     seed,  # of the whole set of images
     ids,  # the index of each image in the set
@@ -118,7 +119,7 @@ def noise_like(
     gens = [rng(seed, i, salt=5) for i in ids]
     return lambda *_: torch.stack([torch.randn(shape, generator=g) for g in gens]).to(device)
 
-# %% ../nbs/03_sampling.ipynb #0990e5aa
+# %% ../nbs/03_sampling.ipynb #afb4a426
 def ddim(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -140,7 +141,7 @@ def ddim(
         if std: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #5de995e3
+# %% ../nbs/03_sampling.ipynb #a8ce1140
 def _half_log_snr(schedule, t):
     alpha, sigma = _point(schedule, t)
     return math.log(alpha) - math.log(sigma) if sigma else math.inf
@@ -165,7 +166,7 @@ def dpmpp_2m(
         prev, h_prev = x0, h
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #f254757c
+# %% ../nbs/03_sampling.ipynb #123953c2
 def heun(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -197,7 +198,7 @@ def network_calls(
     "How often a sampler calls the denoiser"
     return 2 * steps - 1 if sampler == 'heun' else steps
 
-# %% ../nbs/03_sampling.ipynb #8e4444ea
+# %% ../nbs/03_sampling.ipynb #233ce3ef
 def to_labels(
     cond,  # a class name or id, or a list of them; None: no label
     n,  # images of each
@@ -209,7 +210,36 @@ def to_labels(
     many = cond if isinstance(cond, (list, tuple, range)) else [cond]
     return torch.tensor([null if c is None else class_id(c, names) for c in many]).repeat_interleave(n)
 
+# %% ../nbs/03_sampling.ipynb #d5dfe639
 @torch.no_grad()
+def sample_batches(
+    denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
+    schedule,  # the `Schedule` that it was trained with
+    labels,  # of all images, int64 `[N]`
+    sampler='dpmpp_2m',  # a key of `samplers`
+    steps=None,  # intervals; the sampler's own default if None (`ddpm`: all)
+    seed=0,  # image i starts from its own noise, (seed, i)
+    batch_size=64,  # images at a time
+    device='cpu',  # where the denoiser is
+    start=0,  # index of the first image to draw
+    tick=lambda: None,  # called after every interval
+    **options,  # of the sampler: `grid`, `clip`, `eta`
+):
+    "Images batch by batch, `[b, C, H, W]` in [-1, 1] on the CPU. Raises `ValueError` for an unknown sampler or number of steps."
+    f, steps = samplers[sampler], default_steps(sampler, schedule, steps)
+    for ids in torch.arange(start, len(labels)).split(batch_size):
+        noise = noise_like(seed, ids.tolist(), denoiser.shape, device)
+        if 'noise' in inspect.signature(f).parameters: options['noise'] = noise
+        for step in f(denoiser, schedule, noise(), labels[ids].to(device), steps, **options): tick()
+        yield step.x.cpu().clamp(-1, 1)
+
+def default_steps(sampler, schedule, steps=None):
+    "The number of intervals: as asked, else the sampler's own, else all. Raises `ValueError` for an unknown sampler or an impossible number."
+    if sampler not in samplers: raise ValueError(f'unknown sampler {sampler!r}: it is one of {", ".join(samplers)}')
+    if steps is not None: timesteps(schedule, steps)
+    return steps or inspect.signature(samplers[sampler]).parameters['steps'].default or len(schedule)
+
+# %% ../nbs/03_sampling.ipynb #9c9e4413
 def sample(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
     schedule,  # the `Schedule` that it was trained with
@@ -225,21 +255,12 @@ def sample(
     **options,  # of the sampler: `grid`, `clip`, `eta`
 ):
     "Images `[n · classes, C, H, W]` in [-1, 1], class by class. Raises `ValueError` for an unknown sampler, class or number of steps."
-    if sampler not in samplers: raise ValueError(f'unknown sampler {sampler!r}: it is one of {", ".join(samplers)}')
     if n < 1: raise ValueError(f'n = {n}: at least one image')
-    f, labels, out = samplers[sampler], to_labels(cond, n, denoiser.null, names), []
-    if steps is not None: timesteps(schedule, steps)
-    steps = steps or inspect.signature(f).parameters['steps'].default or len(schedule)
-    bar = tqdm(total=steps * -(-len(labels) // batch_size), disable=not progress, desc=f'{sampler}, {steps} steps')
-    for ids in torch.arange(len(labels)).split(batch_size):
-        noise = noise_like(seed, ids.tolist(), denoiser.shape, device)
-        if 'noise' in inspect.signature(f).parameters: options['noise'] = noise
-        for step in f(denoiser, schedule, noise(), labels[ids].to(device), steps, **options): bar.update()
-        out.append(step.x.cpu())
-    bar.close()
-    return torch.cat(out).clamp(-1, 1)
+    labels, steps = to_labels(cond, n, denoiser.null, names), default_steps(sampler, schedule, steps)
+    with tqdm(total=steps * -(-len(labels) // batch_size), disable=not progress, desc=f'{sampler}, {steps} steps') as bar:
+        return torch.cat(list(sample_batches(denoiser, schedule, labels, sampler, steps, seed, batch_size, device, tick=bar.update, **options)))
 
-# %% ../nbs/03_sampling.ipynb #cbac472e
+# %% ../nbs/03_sampling.ipynb #22f71048
 def slerp(
     a, b,  # noise of the same shape, `[C, H, W]`
     w,  # 0 gives a, 1 gives b
@@ -249,7 +270,7 @@ def slerp(
     if torch.sin(angle) < 1e-3: return torch.lerp(a, b, w)
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
-# %% ../nbs/03_sampling.ipynb #0e31f3b3
+# %% ../nbs/03_sampling.ipynb #4ce65082
 @torch.no_grad()
 def img2img(
     denoiser,  # a denoiser
@@ -274,7 +295,7 @@ def img2img(
     x = cut.add_noise(images, noise(), torch.full((len(images),), first, device=images.device))
     return final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options)).clamp(-1, 1)
 
-# %% ../nbs/03_sampling.ipynb #68a84b15
+# %% ../nbs/03_sampling.ipynb #52c87f8c
 def inpaint(
     denoiser,  # a denoiser
     schedule,  # its `Schedule`

@@ -8,7 +8,7 @@ __all__ = ['presets', 'loss_weights', 'losses', 'draw', 'ema_decay', 'Config', '
            'write_whole', 'read_checkpoint', 'config_from', 'save_checkpoint', 'differences', 'resume', 'save_weights',
            'Loaded', 'shipped_models', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'Keeper', 'fit']
 
-# %% ../nbs/02_training.ipynb #8c40c087
+# %% ../nbs/02_training.ipynb #22640c87
 import csv, json, math, os, time, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
@@ -25,7 +25,7 @@ from .data import assets, rng, stream_seed
 from .schedule import kinds, make_schedule, schedules, target
 from .unet import build_network
 
-# %% ../nbs/02_training.ipynb #ff60e07f
+# %% ../nbs/02_training.ipynb #816d2bb5
 def loss_weights(
     schedule,  # a `Schedule`
     kind,  # what the network predicts: `"eps"`, `"x0"` or `"v"`
@@ -51,7 +51,7 @@ def losses(
     pred = denoiser(schedule.add_noise(x0, eps, t), t, cond)
     return (pred.float() - target(schedule, x0, eps, t, denoiser.kind)).square().flatten(1).mean(1)
 
-# %% ../nbs/02_training.ipynb #85f2c247
+# %% ../nbs/02_training.ipynb #3008ec9d
 def draw(
     seed, step,  # which random numbers: those of this step of the run with this seed
     x0,  # images `[B, …]`
@@ -67,7 +67,7 @@ def draw(
     drop = torch.rand(len(x0), generator=g, device=x0.device) < p_uncond
     return t, eps, torch.where(drop, torch.full_like(cond, null), cond)
 
-# %% ../nbs/02_training.ipynb #9470a1e7
+# %% ../nbs/02_training.ipynb #bdea6d3d
 def ema_decay(
     n,  # updates so far
     decay=0.9999,  # in the long run
@@ -76,7 +76,7 @@ def ema_decay(
     "The decay of the next EMA update"
     return min(decay, (1 + n) / (10 + n)) if warmup else decay
 
-# %% ../nbs/02_training.ipynb #05fdbc06
+# %% ../nbs/02_training.ipynb #af5f9b28
 @dataclass
 class Config:
     "Preset `fast`: the plain recipe of the literature, for a GPU"
@@ -111,7 +111,7 @@ class Config:
     mixed_precision: str = 'no'       # 'fp16' or 'bf16' where the device is quicker with it
     seed: int = 0                     # decides every random number of the run
 
-# %% ../nbs/02_training.ipynb #524495dc
+# %% ../nbs/02_training.ipynb #3ea3b09d
 @dataclass
 class HQ(Config):
     "Preset `hq`: a larger network trained for longer, for a GPU"
@@ -122,7 +122,7 @@ class HQ(Config):
     epochs: int = 300                        # and six times as long, which pays only with the capacity
     batch_size: int = 128                    # twice as many steps an epoch
 
-# %% ../nbs/02_training.ipynb #ba3be175
+# %% ../nbs/02_training.ipynb #01616141
 @dataclass
 class Tiny(Config):
     "Preset `tiny`: the best that about ten minutes on two CPU cores can train"
@@ -142,7 +142,7 @@ class Tiny(Config):
 
 presets = dict(tiny=Tiny, fast=Config, hq=HQ)  # presets by name
 
-# %% ../nbs/02_training.ipynb #d647a7fd
+# %% ../nbs/02_training.ipynb #0cd6b479
 class ConfigError(ValueError):
     "A setting that does not exist or makes no sense"
 
@@ -153,7 +153,7 @@ def _fit_type(name, value, default):
     if fits.get(kind.__name__, type(value) is kind): return kind(value)
     raise ConfigError(f'{name} = {value!r}: it should be of type {kind.__name__}')
 
-# %% ../nbs/02_training.ipynb #2459d74d
+# %% ../nbs/02_training.ipynb #e66362ee
 _choices = dict(beta_schedule=tuple(schedules), prediction=kinds, weighting=('uniform', 'min_snr'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
 _at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, patch_size=1, timesteps=2, batch_size=1,
     epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
@@ -181,7 +181,7 @@ def make_config(
         if k not in known: raise ConfigError(f'unknown setting {k!r}' + ''.join(f': did you mean {m!r}?' for m in get_close_matches(k, known, 1)))
     return _check(replace(base, **{k: _fit_type(k, v, known[k]) for k, v in changes.items()}))
 
-# %% ../nbs/02_training.ipynb #53b269a4
+# %% ../nbs/02_training.ipynb #77add1f5
 _network_fields = ('image_size', 'channels', 'num_classes', 'base_channels', 'channel_mults', 'num_res_blocks', 'attention_resolutions', 'dropout', 'patch_size')
 
 def build(
@@ -198,7 +198,7 @@ def schedule_of(config):
     "The schedule of a configuration"
     return make_schedule(config.beta_schedule, config.timesteps)
 
-# %% ../nbs/02_training.ipynb #a3a2595b
+# %% ../nbs/02_training.ipynb #2dbddbf2
 def lr_factor(
     step,  # steps taken so far
     total,  # steps in all
@@ -209,7 +209,7 @@ def lr_factor(
     rise = min(1., (step + 1) / (warmup + 1))
     return rise * ((1 + math.cos(math.pi * min(1., step / max(1, total)))) / 2 if decay == 'cosine' else 1.)
 
-# %% ../nbs/02_training.ipynb #5bbd862c
+# %% ../nbs/02_training.ipynb #31652199
 def pick_device(
     device=None,  # `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None picks the best there is
 ) -> str:
@@ -231,7 +231,7 @@ def make_accelerator(
     if device.startswith('cuda') and not torch.distributed.is_initialized(): torch.cuda.set_device(device)
     return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, **kwargs)
 
-# %% ../nbs/02_training.ipynb #655d847c
+# %% ../nbs/02_training.ipynb #552bbb56
 class Trainer:
     "Everything that changes while a model trains; iterate over it to train"
     def __init__(self,
@@ -260,7 +260,7 @@ class Trainer:
 
     def _average(self, ema, params, _): torch._foreach_lerp_(ema, params, 1 - ema_decay(self.step, self.config.ema_decay, self.config.ema_warmup))
 
-# %% ../nbs/02_training.ipynb #610678ab
+# %% ../nbs/02_training.ipynb #253e09a1
 @patch
 def _slice(self: Trainer, *tensors):
     "This process's share of a global batch"
@@ -278,7 +278,7 @@ def loss(self: Trainer):
     torch.manual_seed(stream_seed(c.seed, self.step * a.num_processes + a.process_index, salt=4))
     return (self.weights[t] * losses(self.model, self.schedule, x0, cond, t, eps)).mean()
 
-# %% ../nbs/02_training.ipynb #3865e73b
+# %% ../nbs/02_training.ipynb #bcc91d8a
 class Log(NamedTuple):
     "What one training step did"
     step: int  # steps taken, this one included
@@ -315,7 +315,7 @@ def __iter__(self: Trainer):
     "Train until the end, one `Log` a step; stop whenever you like"
     while self.step < self.total: yield self.one_step()
 
-# %% ../nbs/02_training.ipynb #e4a26ee3
+# %% ../nbs/02_training.ipynb #ec02fd6a
 class CheckpointError(ValueError):
     "A file that is missing, damaged, or not a checkpoint of this project"
 
@@ -330,7 +330,7 @@ def write_whole(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/02_training.ipynb #94743575
+# %% ../nbs/02_training.ipynb #473e11db
 def read_checkpoint(path) -> dict:
     "The contents of a `.pth` file of ours, on the CPU. Raises `CheckpointError` naming the file."
     path = Path(path)
@@ -345,7 +345,7 @@ def config_from(d, path) -> Config:
     try: return make_config(**d)
     except (ConfigError, TypeError) as e: raise CheckpointError(f'{path}: {e}') from None
 
-# %% ../nbs/02_training.ipynb #f1bb0d0c
+# %% ../nbs/02_training.ipynb #9054b31b
 def _state(trainer):
     return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, ema=trainer.ema.module.state_dict(),
                 model=trainer.raw.state_dict(), optimizer=trainer.optimizer.state_dict(), n_averaged=trainer.ema.n_averaged.item(),
@@ -361,13 +361,18 @@ def save_checkpoint(
     if weights_only: state = {k: state[k] for k in ('config', 'step', 'ema')}
     write_whole(path, lambda f: torch.save(state, f))
 
-# %% ../nbs/02_training.ipynb #b4c5d11a
+# %% ../nbs/02_training.ipynb #793d0731
 def differences(
     config,  # a `Config`
     changes,  # a dict of values for its fields
 ) -> str:
     "What `changes` would alter, but for the length of the run: `lr = 0.1 (there: 0.0002)`"
     return ', '.join(f'{k} = {v} (there: {getattr(config, k)})' for k, v in changes.items() if v != getattr(config, k) and k not in ('epochs', 'steps'))
+
+def _moments_fit(optimizer):
+    "Has every parameter its two moments, in its own shape? PyTorch does not check, and its fused kernel crashes on others"
+    params = [p for g in optimizer.param_groups for p in g['params']]
+    return all({k: getattr(v, 'shape', None) for k, v in optimizer.state.get(p, {}).items() if k != 'step'} == dict(exp_avg=p.shape, exp_avg_sq=p.shape) for p in params)
 
 def resume(
     trainer,  # a fresh `Trainer` of the same configuration
@@ -379,13 +384,14 @@ def resume(
     if other := differences(config_from(state['config'], path), asdict(trainer.config)): raise CheckpointError(f'{path} was trained with another configuration: {other}')
     try:
         trainer.raw.load_state_dict(state['model']); trainer.ema.module.load_state_dict(state['ema']); trainer.optimizer.load_state_dict(state['optimizer'])
-    except (RuntimeError, ValueError, KeyError) as e: raise CheckpointError(f'{path} does not fit its own configuration ({type(e).__name__})') from None
+        if not _moments_fit(trainer.optimizer): raise ValueError('moments')
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as e: raise CheckpointError(f'{path} does not fit its own configuration ({type(e).__name__})') from None
     trainer.step, trainer.best = state['step'], state['best']; trainer.epoch_loss.fill_(state['epoch_loss']); trainer.ema.n_averaged.fill_(state['n_averaged'])
     for group in trainer.optimizer.param_groups: group['fused'] = trainer.device.type != 'mps'
     if trainer.accelerator.scaler and state['scaler']: trainer.accelerator.scaler.load_state_dict(state['scaler'])
     return trainer
 
-# %% ../nbs/02_training.ipynb #97f5c659
+# %% ../nbs/02_training.ipynb #0db99b1c
 def save_weights(
     model,  # a network
     config,  # its `Config`
@@ -402,7 +408,7 @@ def _read_weights(path):
         return config_from(json.loads(meta['config']), path), state, json.loads(meta.get('card', '{}'))
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as e: raise CheckpointError(f'{path} is not a weights file of fashiondiff ({type(e).__name__})') from None
 
-# %% ../nbs/02_training.ipynb #cf681823
+# %% ../nbs/02_training.ipynb #abc446f5
 class Loaded(NamedTuple):
     "A model ready to sample from"
     model: torch.nn.Module  # a denoiser with averaged weights, in evaluation mode
@@ -426,7 +432,7 @@ def _locate(name):
     if path.is_file(): return path
     raise CheckpointError(f'there is no model {str(name)!r}: give a file, the folder of a run, or one of {", ".join(shipped)}')
 
-# %% ../nbs/02_training.ipynb #1752b3f4
+# %% ../nbs/02_training.ipynb #ab54aec7
 def load_model(
     name_or_path='fashion',  # a shipped model's name, a `.safetensors` or `.pth` file, or the folder of a run
     device='cpu',  # where to put it
@@ -439,7 +445,7 @@ def load_model(
     except (ConfigError, RuntimeError, AttributeError) as e: raise CheckpointError(f'the weights in {path} do not fit its configuration') from e
     return Loaded(model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), schedule_of(config), config, card)
 
-# %% ../nbs/02_training.ipynb #d7eee044
+# %% ../nbs/02_training.ipynb #3acb893b
 def newest_checkpoint(
     out,  # the folder of a run
 ):
@@ -451,7 +457,7 @@ def newest_checkpoint(
         if step > best_step: best, best_step = p, step
     return best
 
-# %% ../nbs/02_training.ipynb #2c83842b
+# %% ../nbs/02_training.ipynb #9c9a6ce9
 class RunLog:
     "`log.csv` of a run: a row every `every` steps; what lies after the step that a run is resumed from is cut off"
     columns = ('step', 'epoch', 'loss', 'lr', 'seconds')
@@ -471,7 +477,7 @@ def read_log(out):
     rows = list(csv.DictReader((Path(out)/'log.csv').open()))
     return {k: [float(r[k]) for r in rows] for k in RunLog.columns}
 
-# %% ../nbs/02_training.ipynb #845c64cc
+# %% ../nbs/02_training.ipynb #9a0d0ce2
 class Keeper:
     "Writes the checkpoints of a run"
     def __init__(self, trainer, out, epochs, minutes):
@@ -494,7 +500,7 @@ class Keeper:
         t = self.trainer
         if t.whole and t.step and (t.step > self.step or not (self.out/'checkpoint_last.pth').is_file()): self.last()
 
-# %% ../nbs/02_training.ipynb #6bfae31c
+# %% ../nbs/02_training.ipynb #db41c231
 def fit(
     trainer,  # a `Trainer`
     out,  # folder of the run; made if needed
