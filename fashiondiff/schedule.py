@@ -6,13 +6,13 @@
 __all__ = ['schedules', 'kinds', 'Schedule', 'linear', 'cosine', 'sigmoid', 'flow', 'make_schedule', 'to_x0_eps', 'target',
            'explorer', 'draw_noise', 'noise_explorer']
 
-# %% ../nbs/00_schedule.ipynb #48ba22f8
-import io, math
+# %% ../nbs/00_schedule.ipynb #b5a8eeed
+import asyncio, html, io, math
 from dataclasses import dataclass, field
 import ipywidgets as W, matplotlib.pyplot as plt, torch
 from .data import classes, sample_data, show_images, to_float, rng
 
-# %% ../nbs/00_schedule.ipynb #84d25b31
+# %% ../nbs/00_schedule.ipynb #9acb2150
 @dataclass(eq=False)
 class Schedule:
     "Two curves over the steps: `x_t = alpha[t]·x0 + sigma[t]·eps`"
@@ -47,7 +47,7 @@ class Schedule:
         alpha, sigma = self.at(t, x0)
         return alpha * x0 + sigma * eps
 
-# %% ../nbs/00_schedule.ipynb #9be60343
+# %% ../nbs/00_schedule.ipynb #dfbc2327
 def _from_betas(name, betas):
     "A variance-preserving schedule from its step sizes, float64 `[T]`"
     alpha_bar = (1 - betas).cumprod(0)
@@ -61,7 +61,7 @@ def linear(
     "DDPM's schedule: betas rise linearly (Ho et al. 2020, section 4)"
     return _from_betas('linear', torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
 
-# %% ../nbs/00_schedule.ipynb #26087929
+# %% ../nbs/00_schedule.ipynb #20fb8060
 def _from_alpha_bar(name, f, T, max_beta=0.999):
     "A variance-preserving schedule from a curve `f(u)`, u in [0, 1], of what is left of the signal's variance"
     u = torch.arange(T + 1, dtype=torch.float64) / T
@@ -85,7 +85,7 @@ def sigmoid(
     sig = lambda u: torch.sigmoid(torch.as_tensor((u * (end - start) + start) / tau, dtype=torch.float64))
     return _from_alpha_bar('sigmoid', lambda u: (sig(1.) - sig(u)) / (sig(1.) - sig(0.)), T)
 
-# %% ../nbs/00_schedule.ipynb #2aece5b6
+# %% ../nbs/00_schedule.ipynb #c48781a0
 def flow(
     T=1000,  # number of steps
 ):
@@ -104,7 +104,7 @@ def make_schedule(
     if T < 2: raise ValueError(f'a schedule needs at least 2 steps, not {T}')
     return schedules[name](T)
 
-# %% ../nbs/00_schedule.ipynb #34c5d70c
+# %% ../nbs/00_schedule.ipynb #b04884a9
 kinds = ('eps', 'x0', 'v')  # what a denoiser may predict
 
 def to_x0_eps(
@@ -134,26 +134,34 @@ def target(
     if kind == 'v': alpha, sigma = schedule.at(t, x0); return alpha * eps - sigma * x0
     raise ValueError(f'unknown prediction kind {kind!r}: it is one of {", ".join(kinds)}')
 
-# %% ../nbs/00_schedule.ipynb #e97ee99e
+# %% ../nbs/00_schedule.ipynb #b8601112
+def _soon(f, seconds=.03):
+    "Call `f` when the event loop is free, or at once where there is none"
+    try: asyncio.get_running_loop().call_later(seconds, f)
+    except RuntimeError: f()
+
 def explorer(
     draw,  # `draw(**values) -> matplotlib figure`, called with the value of each control
     **controls,  # ipywidgets controls by the name of the argument that they give
 ):
-    "Controls above a picture that is redrawn, in place, when one of them changes; errors are shown below it"
-    picture, message = W.Image(format='png', layout=W.Layout(max_width='100%')), W.HTML()
-    def redraw(_=None):
+    "Controls above a picture that is redrawn, in place, when one of them changes; errors are shown below it. Changes that come while it draws are drawn together"
+    picture, message, waiting = W.Image(format='png', layout=W.Layout(max_width='100%')), W.HTML(), []
+    def redraw():
+        waiting.clear()
         try:
             fig = draw(**{k: c.value for k, c in controls.items()})
             buf = io.BytesIO(); fig.savefig(buf, format='png', dpi=80, bbox_inches='tight'); plt.close(fig)
             picture.value, message.value = buf.getvalue(), ''
-        except Exception as e: message.value = f'<b style="color:#b00">{type(e).__name__}: {e}</b>'
-    for c in controls.values(): c.observe(redraw, 'value')
+        except Exception as e: message.value = f'<b style="color:#b00">{type(e).__name__}: {html.escape(str(e))}</b>'
+    def changed(_):
+        if not waiting: waiting.append(True); _soon(redraw)
+    for c in controls.values(): c.observe(changed, 'value')
     redraw()
     box = W.VBox([W.HBox(list(controls.values()), layout=W.Layout(flex_flow='row wrap')), picture, message])
-    box.controls, box.picture, box.message = controls, picture, message
+    box.controls, box.picture, box.message, box.redraw = controls, picture, message, redraw
     return box
 
-# %% ../nbs/00_schedule.ipynb #17602529
+# %% ../nbs/00_schedule.ipynb #0d4233bc
 def draw_noise(
     schedule='cosine',  # name of a schedule
     t=300,  # step, 0 to 999

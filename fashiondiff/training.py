@@ -6,9 +6,10 @@
 __all__ = ['presets', 'loss_weights', 'losses', 'draw', 'ema_decay', 'Config', 'HQ', 'Tiny', 'ConfigError', 'make_config',
            'build', 'schedule_of', 'lr_factor', 'pick_device', 'make_accelerator', 'Trainer', 'Log', 'CheckpointError',
            'write_whole', 'read_checkpoint', 'config_from', 'save_checkpoint', 'differences', 'resume', 'save_weights',
-           'Loaded', 'shipped_models', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'Keeper', 'fit']
+           'Loaded', 'shipped_models', 'find_model', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'Keeper',
+           'fit']
 
-# %% ../nbs/02_training.ipynb #22640c87
+# %% ../nbs/02_training.ipynb #bc0baed7
 import csv, json, math, os, time, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
@@ -25,7 +26,7 @@ from .data import assets, rng, stream_seed
 from .schedule import kinds, make_schedule, schedules, target
 from .unet import build_network
 
-# %% ../nbs/02_training.ipynb #816d2bb5
+# %% ../nbs/02_training.ipynb #4bdaa58d
 def loss_weights(
     schedule,  # a `Schedule`
     kind,  # what the network predicts: `"eps"`, `"x0"` or `"v"`
@@ -51,7 +52,7 @@ def losses(
     pred = denoiser(schedule.add_noise(x0, eps, t), t, cond)
     return (pred.float() - target(schedule, x0, eps, t, denoiser.kind)).square().flatten(1).mean(1)
 
-# %% ../nbs/02_training.ipynb #3008ec9d
+# %% ../nbs/02_training.ipynb #a9c70fb4
 def draw(
     seed, step,  # which random numbers: those of this step of the run with this seed
     x0,  # images `[B, …]`
@@ -67,7 +68,7 @@ def draw(
     drop = torch.rand(len(x0), generator=g, device=x0.device) < p_uncond
     return t, eps, torch.where(drop, torch.full_like(cond, null), cond)
 
-# %% ../nbs/02_training.ipynb #bdea6d3d
+# %% ../nbs/02_training.ipynb #e3680b09
 def ema_decay(
     n,  # updates so far
     decay=0.9999,  # in the long run
@@ -76,7 +77,7 @@ def ema_decay(
     "The decay of the next EMA update"
     return min(decay, (1 + n) / (10 + n)) if warmup else decay
 
-# %% ../nbs/02_training.ipynb #af5f9b28
+# %% ../nbs/02_training.ipynb #d817fa62
 @dataclass
 class Config:
     "Preset `fast`: the plain recipe of the literature, for a GPU"
@@ -111,7 +112,7 @@ class Config:
     mixed_precision: str = 'no'       # 'fp16' or 'bf16' where the device is quicker with it
     seed: int = 0                     # decides every random number of the run
 
-# %% ../nbs/02_training.ipynb #3ea3b09d
+# %% ../nbs/02_training.ipynb #f60adb83
 @dataclass
 class HQ(Config):
     "Preset `hq`: a larger network trained for longer, for a GPU"
@@ -122,7 +123,7 @@ class HQ(Config):
     epochs: int = 300                        # and six times as long, which pays only with the capacity
     batch_size: int = 128                    # twice as many steps an epoch
 
-# %% ../nbs/02_training.ipynb #01616141
+# %% ../nbs/02_training.ipynb #6cf6f753
 @dataclass
 class Tiny(Config):
     "Preset `tiny`: the best that about ten minutes on two CPU cores can train"
@@ -142,7 +143,7 @@ class Tiny(Config):
 
 presets = dict(tiny=Tiny, fast=Config, hq=HQ)  # presets by name
 
-# %% ../nbs/02_training.ipynb #0cd6b479
+# %% ../nbs/02_training.ipynb #841840f6
 class ConfigError(ValueError):
     "A setting that does not exist or makes no sense"
 
@@ -153,7 +154,7 @@ def _fit_type(name, value, default):
     if fits.get(kind.__name__, type(value) is kind): return kind(value)
     raise ConfigError(f'{name} = {value!r}: it should be of type {kind.__name__}')
 
-# %% ../nbs/02_training.ipynb #e66362ee
+# %% ../nbs/02_training.ipynb #18bc4912
 _choices = dict(beta_schedule=tuple(schedules), prediction=kinds, weighting=('uniform', 'min_snr'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
 _at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, patch_size=1, timesteps=2, batch_size=1,
     epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
@@ -181,7 +182,7 @@ def make_config(
         if k not in known: raise ConfigError(f'unknown setting {k!r}' + ''.join(f': did you mean {m!r}?' for m in get_close_matches(k, known, 1)))
     return _check(replace(base, **{k: _fit_type(k, v, known[k]) for k, v in changes.items()}))
 
-# %% ../nbs/02_training.ipynb #77add1f5
+# %% ../nbs/02_training.ipynb #90576da4
 _network_fields = ('image_size', 'channels', 'num_classes', 'base_channels', 'channel_mults', 'num_res_blocks', 'attention_resolutions', 'dropout', 'patch_size')
 
 def build(
@@ -198,7 +199,7 @@ def schedule_of(config):
     "The schedule of a configuration"
     return make_schedule(config.beta_schedule, config.timesteps)
 
-# %% ../nbs/02_training.ipynb #2dbddbf2
+# %% ../nbs/02_training.ipynb #c3b14596
 def lr_factor(
     step,  # steps taken so far
     total,  # steps in all
@@ -209,7 +210,7 @@ def lr_factor(
     rise = min(1., (step + 1) / (warmup + 1))
     return rise * ((1 + math.cos(math.pi * min(1., step / max(1, total)))) / 2 if decay == 'cosine' else 1.)
 
-# %% ../nbs/02_training.ipynb #31652199
+# %% ../nbs/02_training.ipynb #68ef5ab7
 def pick_device(
     device=None,  # `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None picks the best there is
 ) -> str:
@@ -231,7 +232,7 @@ def make_accelerator(
     if device.startswith('cuda') and not torch.distributed.is_initialized(): torch.cuda.set_device(device)
     return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, **kwargs)
 
-# %% ../nbs/02_training.ipynb #552bbb56
+# %% ../nbs/02_training.ipynb #46c9a97b
 class Trainer:
     "Everything that changes while a model trains; iterate over it to train"
     def __init__(self,
@@ -260,7 +261,7 @@ class Trainer:
 
     def _average(self, ema, params, _): torch._foreach_lerp_(ema, params, 1 - ema_decay(self.step, self.config.ema_decay, self.config.ema_warmup))
 
-# %% ../nbs/02_training.ipynb #253e09a1
+# %% ../nbs/02_training.ipynb #31472b2f
 @patch
 def _slice(self: Trainer, *tensors):
     "This process's share of a global batch"
@@ -278,7 +279,7 @@ def loss(self: Trainer):
     torch.manual_seed(stream_seed(c.seed, self.step * a.num_processes + a.process_index, salt=4))
     return (self.weights[t] * losses(self.model, self.schedule, x0, cond, t, eps)).mean()
 
-# %% ../nbs/02_training.ipynb #bcc91d8a
+# %% ../nbs/02_training.ipynb #4f3e66f8
 class Log(NamedTuple):
     "What one training step did"
     step: int  # steps taken, this one included
@@ -315,7 +316,7 @@ def __iter__(self: Trainer):
     "Train until the end, one `Log` a step; stop whenever you like"
     while self.step < self.total: yield self.one_step()
 
-# %% ../nbs/02_training.ipynb #ec02fd6a
+# %% ../nbs/02_training.ipynb #fcb089a0
 class CheckpointError(ValueError):
     "A file that is missing, damaged, or not a checkpoint of this project"
 
@@ -330,7 +331,7 @@ def write_whole(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/02_training.ipynb #473e11db
+# %% ../nbs/02_training.ipynb #185999fa
 def read_checkpoint(path) -> dict:
     "The contents of a `.pth` file of ours, on the CPU. Raises `CheckpointError` naming the file."
     path = Path(path)
@@ -345,7 +346,7 @@ def config_from(d, path) -> Config:
     try: return make_config(**d)
     except (ConfigError, TypeError) as e: raise CheckpointError(f'{path}: {e}') from None
 
-# %% ../nbs/02_training.ipynb #9054b31b
+# %% ../nbs/02_training.ipynb #f549c289
 def _state(trainer):
     return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, ema=trainer.ema.module.state_dict(),
                 model=trainer.raw.state_dict(), optimizer=trainer.optimizer.state_dict(), n_averaged=trainer.ema.n_averaged.item(),
@@ -361,7 +362,7 @@ def save_checkpoint(
     if weights_only: state = {k: state[k] for k in ('config', 'step', 'ema')}
     write_whole(path, lambda f: torch.save(state, f))
 
-# %% ../nbs/02_training.ipynb #793d0731
+# %% ../nbs/02_training.ipynb #b46b34fb
 def differences(
     config,  # a `Config`
     changes,  # a dict of values for its fields
@@ -391,7 +392,7 @@ def resume(
     if trainer.accelerator.scaler and state['scaler']: trainer.accelerator.scaler.load_state_dict(state['scaler'])
     return trainer
 
-# %% ../nbs/02_training.ipynb #0db99b1c
+# %% ../nbs/02_training.ipynb #590461b9
 def save_weights(
     model,  # a network
     config,  # its `Config`
@@ -408,7 +409,7 @@ def _read_weights(path):
         return config_from(json.loads(meta['config']), path), state, json.loads(meta.get('card', '{}'))
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as e: raise CheckpointError(f'{path} is not a weights file of fashiondiff ({type(e).__name__})') from None
 
-# %% ../nbs/02_training.ipynb #abc446f5
+# %% ../nbs/02_training.ipynb #8ec80f7b
 class Loaded(NamedTuple):
     "A model ready to sample from"
     model: torch.nn.Module  # a denoiser with averaged weights, in evaluation mode
@@ -421,7 +422,7 @@ def shipped_models():
     here = assets.parent
     return {p.stem: p for d in (here.parent/'weights', here/'weights') for p in sorted(d.glob('*.safetensors'))}
 
-def _locate(name):
+def find_model(name):
     "The file that a name, a file or a run folder stands for"
     path, shipped = Path(name), shipped_models()
     if str(name) in shipped: return shipped[str(name)]
@@ -432,20 +433,20 @@ def _locate(name):
     if path.is_file(): return path
     raise CheckpointError(f'there is no model {str(name)!r}: give a file, the folder of a run, or one of {", ".join(shipped)}')
 
-# %% ../nbs/02_training.ipynb #ab54aec7
+# %% ../nbs/02_training.ipynb #98b55619
 def load_model(
     name_or_path='fashion',  # a shipped model's name, a `.safetensors` or `.pth` file, or the folder of a run
     device='cpu',  # where to put it
 ) -> Loaded:
     "A model with its schedule and configuration, the averaged weights. Raises `CheckpointError` for what is missing, damaged or foreign."
-    path = _locate(name_or_path)
+    path = find_model(name_or_path)
     if path.suffix == '.safetensors': config, state, card = _read_weights(path)
     else: ckpt = read_checkpoint(path); config, state, card = config_from(ckpt['config'], path), ckpt['ema'], dict(step=ckpt.get('step'))
     try: model = build(config); model.load_state_dict(state)
     except (ConfigError, RuntimeError, AttributeError) as e: raise CheckpointError(f'the weights in {path} do not fit its configuration') from e
     return Loaded(model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), schedule_of(config), config, card)
 
-# %% ../nbs/02_training.ipynb #3acb893b
+# %% ../nbs/02_training.ipynb #12131af5
 def newest_checkpoint(
     out,  # the folder of a run
 ):
@@ -457,7 +458,7 @@ def newest_checkpoint(
         if step > best_step: best, best_step = p, step
     return best
 
-# %% ../nbs/02_training.ipynb #9c9a6ce9
+# %% ../nbs/02_training.ipynb #e529d756
 class RunLog:
     "`log.csv` of a run: a row every `every` steps; what lies after the step that a run is resumed from is cut off"
     columns = ('step', 'epoch', 'loss', 'lr', 'seconds')
@@ -477,7 +478,7 @@ def read_log(out):
     rows = list(csv.DictReader((Path(out)/'log.csv').open()))
     return {k: [float(r[k]) for r in rows] for k in RunLog.columns}
 
-# %% ../nbs/02_training.ipynb #9a0d0ce2
+# %% ../nbs/02_training.ipynb #767ac8ff
 class Keeper:
     "Writes the checkpoints of a run"
     def __init__(self, trainer, out, epochs, minutes):
@@ -500,7 +501,7 @@ class Keeper:
         t = self.trainer
         if t.whole and t.step and (t.step > self.step or not (self.out/'checkpoint_last.pth').is_file()): self.last()
 
-# %% ../nbs/02_training.ipynb #db41c231
+# %% ../nbs/02_training.ipynb #5e5887fb
 def fit(
     trainer,  # a `Trainer`
     out,  # folder of the run; made if needed
