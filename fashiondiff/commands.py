@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'save_images', 'which_images', 'sample_command', 'sample_main',
            'train_parser', 'config_of', 'tracker', 'wandb_mode', 'preview', 'signals', 'check_fit', 'train_command',
-           'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'eval_command', 'eval_main', 'main']
+           'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'write_table', 'eval_command', 'eval_main',
+           'main']
 
-# %% ../nbs/06_commands.ipynb #0f225d18
-import argparse, contextlib, hashlib, json, os, signal, sys, time
+# %% ../nbs/06_commands.ipynb #8223dab7
+import argparse, contextlib, json, os, signal, sys, time
 from dataclasses import asdict, fields
 from pathlib import Path
 import matplotlib.pyplot as plt, torch
 from PIL import Image
 from tqdm.auto import tqdm
 from .data import Batches, class_id, class_names, classes, load_data, to_float, to_grid, to_uint8
-from .evaluation import (EvaluationError, extractors, generate, make_reference, measure, measure_floor, read_images, real_images,
+from .evaluation import (EvaluationError, extractors, fingerprint, generate, make_reference, measure, measure_floor, read_images, real_images,
     show_confusion, show_falling, show_neighbours, to_markdown)
 from .guidance import guide
 from .sampling import default_steps, network_calls, sample, samplers
 from .training import (CheckpointError, Config, ConfigError, Trainer, config_from, differences, find_model, fit, load_model, make_accelerator, make_config,
-    newest_checkpoint, pick_device, presets, read_checkpoint, write_whole)
+    newest_checkpoint, pick_device, presets, read_checkpoint, shipped_models, write_whole)
 
-# %% ../nbs/06_commands.ipynb #c0b19782
+# %% ../nbs/06_commands.ipynb #be62b4fb
 class _Parser(argparse.ArgumentParser):
     def error(self, message): fail(f'{message} (--help lists the options)')
 
@@ -40,7 +41,7 @@ def _plain_errors():
         if 'out of memory' in str(e) or "can't allocate" in str(e) or isinstance(e, MemoryError): fail(f'out of memory: try a smaller --batch_size ({e})')
         raise
 
-# %% ../nbs/06_commands.ipynb #f153019f
+# %% ../nbs/06_commands.ipynb #41d9ae50
 def sample_parser():
     "The options of `fashiondiff_sample`"
     p = _Parser('fashiondiff_sample', description='Generate images of clothes.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
@@ -60,7 +61,7 @@ def sample_parser():
     p.add_argument('--device', default=None, help='cpu, cuda, cuda:1, mps (the best there is)')
     return p
 
-# %% ../nbs/06_commands.ipynb #f9a4c977
+# %% ../nbs/06_commands.ipynb #6e9d1900
 def which_sampler(args):
     "Sampler and steps from the options, older names included. Raises `ConfigError` for a contradiction."
     if args.use_ddim and args.sampler not in (None, 'ddim'): raise ConfigError(f'--use_ddim contradicts --sampler {args.sampler}: give one of them')
@@ -68,7 +69,7 @@ def which_sampler(args):
     if None not in (args.ddim_steps, args.steps) and args.ddim_steps != args.steps: raise ConfigError(f'--ddim_steps {args.ddim_steps} contradicts --steps {args.steps}')
     return ('ddim' if args.use_ddim else args.sampler or 'dpmpp_2m'), (args.steps if args.ddim_steps is None else args.ddim_steps)
 
-# %% ../nbs/06_commands.ipynb #23d51343
+# %% ../nbs/06_commands.ipynb #03244387
 def write_png(
     x,  # uint8 array `[H, W]` or `[H, W, C]`
     path,  # of the `.png`
@@ -87,7 +88,7 @@ def save_images(
         i = count[name] = count.get(name, -1) + 1
         write_png((im[0] if len(im) == 1 else im.permute(1, 2, 0)).numpy(), out/f'{name}_{i:03d}.png')
 
-# %% ../nbs/06_commands.ipynb #d70150e6
+# %% ../nbs/06_commands.ipynb #63edb978
 def which_images(args, names):
     "The class names that were asked for, and how many images of each. Raises `ConfigError` for a contradiction or an impossible number."
     if args.label is not None and args.all_classes: raise ConfigError('--class contradicts --all_classes: give one of them')
@@ -114,7 +115,7 @@ def sample_main(argv=None):
     "`fashiondiff_sample`"
     with _plain_errors(): sample_command(sample_parser().parse_args(argv))
 
-# %% ../nbs/06_commands.ipynb #ed9437b7
+# %% ../nbs/06_commands.ipynb #dd987f33
 def _value(field):
     "How the text of a flag becomes the value of a configuration field"
     kind = type(field.default)
@@ -140,7 +141,7 @@ def train_parser():
         if f.name != 'preset': p.add_argument(f'--{f.name}', type=_value(f), default=None, metavar=f.name.upper(), help=argparse.SUPPRESS if f.name in ('network',) else f'({f.default})')
     return p
 
-# %% ../nbs/06_commands.ipynb #9c33d80a
+# %% ../nbs/06_commands.ipynb #ece326e7
 def config_of(args, stored=None):
     "The configuration that the options ask for; `stored` is that of the run to be resumed. Raises `ConfigError`."
     changes = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != 'preset' and getattr(args, f.name) is not None}
@@ -150,7 +151,7 @@ def config_of(args, stored=None):
     if other := differences(stored, changes): raise ConfigError(f'--resume with a different config: {other}')
     return make_config(stored.preset, **{**{k: v for k, v in asdict(stored).items() if k != 'preset'}, **changes})
 
-# %% ../nbs/06_commands.ipynb #d325a512
+# %% ../nbs/06_commands.ipynb #d3993aa7
 def tracker(accelerator, config, out, mode):
     "Start wandb through accelerate: `online`, `offline` or `disabled`"
     os.environ.setdefault('WANDB_SILENT', 'true')
@@ -161,7 +162,7 @@ def wandb_mode(choice):
     mode = choice or os.environ.get('WANDB_MODE') or 'offline'
     return mode if mode in ('online', 'offline', 'disabled') else 'offline'
 
-# %% ../nbs/06_commands.ipynb #c18129d8
+# %% ../nbs/06_commands.ipynb #88a01f80
 def preview(trainer, path, n=8, steps=20):
     "A grid of samples of every class with the averaged weights, rows are classes; returns the path"
     names = class_names(trainer.raw.null)
@@ -170,7 +171,7 @@ def preview(trainer, path, n=8, steps=20):
     write_png(to_grid(x, n), path)
     return path
 
-# %% ../nbs/06_commands.ipynb #94b4f204
+# %% ../nbs/06_commands.ipynb #ddf9a076
 @contextlib.contextmanager
 def signals():
     "Within it, ctrl-C and SIGTERM set `caught['signal']` instead of ending the process; a second one ends it"
@@ -185,7 +186,7 @@ def signals():
     finally:
         for s, h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/06_commands.ipynb #933dc6da
+# %% ../nbs/06_commands.ipynb #29ca7967
 def _any(accelerator, stop):
     "Does any process want to stop?"
     if accelerator.num_processes == 1: return bool(stop)
@@ -202,7 +203,7 @@ def _show(trainer, accelerator, path):
     preview(trainer, path)
     for t in accelerator.trackers: t.log_images(dict(samples=[Image.open(path)]), step=trainer.step)
 
-# %% ../nbs/06_commands.ipynb #5c0d155d
+# %% ../nbs/06_commands.ipynb #b9827ce7
 def _loop(trainer, out, args, caught):
     "Train until the end, the time limit, or a signal; says which"
     a, deadline = trainer.accelerator, time.monotonic() + 60 * (args.max_minutes or 1e9)
@@ -218,7 +219,7 @@ def _loop(trainer, out, args, caught):
     _show(trainer, a, out/'samples_final.png')
     return 'trained'
 
-# %% ../nbs/06_commands.ipynb #d482b8a3
+# %% ../nbs/06_commands.ipynb #74bea930
 def _stored(out, args):
     "The configuration of the run to be resumed, or None for a new one. Raises if the folder does not fit what was asked."
     if args.max_minutes is not None and args.max_minutes <= 0: raise ConfigError(f'--max_minutes {args.max_minutes}: it is more than 0')
@@ -235,7 +236,7 @@ def check_fit(config, images, labels):
     if tuple(images.shape[1:]) != want: raise ConfigError(f'images of shape {tuple(images.shape[1:])} do not fit channels, image_size = {config.channels}, {config.image_size}')
     if int(labels.max()) >= config.num_classes: raise ConfigError(f'num_classes = {config.num_classes}: the data have a label {int(labels.max())}')
 
-# %% ../nbs/06_commands.ipynb #b568c0ce
+# %% ../nbs/06_commands.ipynb #b4942f38
 def train_command(args):
     "Train as `fashiondiff_train` was asked to; returns the exit code"
     out = Path(args.out or f'runs/{args.preset or "fast"}')
@@ -256,7 +257,7 @@ def train_main(argv=None):
     with _plain_errors(): code = train_command(train_parser().parse_args(argv))
     sys.exit(code) if code else None
 
-# %% ../nbs/06_commands.ipynb #af58765b
+# %% ../nbs/06_commands.ipynb #55dcd5de
 def eval_parser():
     "The options of `fashiondiff_eval`"
     p = _Parser('fashiondiff_eval', description='Measure how good generated images are.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
@@ -277,63 +278,77 @@ def eval_parser():
     p.add_argument('--device', default=None, help='cpu, cuda, cuda:1, mps (the best there is)')
     return p
 
-# %% ../nbs/06_commands.ipynb #3026638e
-def _pictures(folder):
-    "Is this a folder of pictures, and not that of a run?"
-    return folder.is_dir() and not any(folder.glob('*.pth')) and any(folder.rglob('*.png'))
+# %% ../nbs/06_commands.ipynb #4b48d709
+def _pictures(what):
+    "Is this a folder of pictures, and neither a model's name nor the folder of a run?"
+    return what not in shipped_models() and Path(what).is_dir() and not any(Path(what).glob('*.pth')) and any(Path(what).glob('*.png'))
 
-def subject(args, what, out):
-    "Images, labels and conditions of a model or a folder of pictures"
+def subject(args, what, out, shape):
+    "Images, labels and conditions of a model or a folder of pictures; `shape` is that of the real images. Raises if it does not fit."
     path = Path(what)
-    if args.images or _pictures(path): images, labels = read_images(path); return images, labels, dict(subject=path.name or str(path))
-    device = pick_device(args.device); loaded, file = load_model(what, device), find_model(what)
-    steps, name = default_steps(args.sampler, loaded.schedule, args.steps), f'{path.parent.name}_{path.stem}' if path.suffix == '.pth' else path.stem or str(path)
-    how = dict(sampler=args.sampler, steps=steps, guidance_scale=args.guidance_scale, seed=args.seed, weights=f'{file.name}, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}')
-    folder = out/'samples'/hashlib.sha256(json.dumps(how).encode()).hexdigest()[:12]
+    if args.images or (args.compare and _pictures(what)): return *read_images(path, tuple(shape)), dict(subject=path.resolve().name)
+    device, file = pick_device(args.device), find_model(what); loaded = load_model(file, device)
+    if loaded.model.shape != tuple(shape): raise EvaluationError(f'{what} draws images of shape {loaded.model.shape}, the real ones have {tuple(shape)}')
+    how = dict(sampler=args.sampler, steps=default_steps(args.sampler, loaded.schedule, args.steps), guidance_scale=args.guidance_scale, seed=args.seed)
+    name, weights = path.name if path.is_dir() else path.stem, fingerprint(loaded.model)
+    folder = out/'samples'/'_'.join(map(str, [name, weights, *how.values(), device.replace(':', '')]))
     with tqdm(total=args.n_samples, disable=not sys.stderr.isatty(), desc=f'{name}, {args.sampler}', unit='image') as bar:
-        images, labels, speed = generate(loaded, args.n_samples, folder, how, args.batch_size, device, lambda n: bar.update(n - bar.n))
-    return images, labels, how | dict(subject=name, device=device, images_per_second=speed, calls=network_calls(args.sampler, steps))
+        images, labels, speed = generate(loaded, args.n_samples, folder, **how, batch_size=args.batch_size, device=device, tick=lambda n: bar.update(n - bar.n))
+    known = loaded.model.null == len(classes)
+    return images, labels if known else None, how | dict(subject=name, device=device, images_per_second=speed, calls=network_calls(how['sampler'], how['steps']), weights=f'{file.name}, {weights}')
 
-# %% ../nbs/06_commands.ipynb #a065abbb
-def table(names, subjects, real):
-    "The rows of all extractors, from `measure`, and the first reference that could be made"
+# %% ../nbs/06_commands.ipynb #6527bb45
+def table(names, subjects, images, labels, device='cpu', done=lambda rows: None):
+    "The rows of all extractors, from `measure`, and the first reference that could be made; `done(rows)` is called after each extractor"
     rows, first = [], None
     for name in names:
-        try: reference = make_reference(name, *real)
+        try: reference = make_reference(name, images, labels, device)
         except EvaluationError as e:
             print(f'fashiondiff: not measured: {e}', file=sys.stderr)
             rows += [dict(how, extractor=name, missing=str(e)) for _, _, how in subjects]; continue
         first = first or reference
-        rows += [measure_floor(n, reference) for n in sorted({min(len(images), len(real[1])) for images, _, _ in subjects})]
-        rows += [measure(images, labels, reference, **how) for images, labels, how in subjects]
+        rows += [measure_floor(n, reference) for n in sorted({min(len(x), len(images['test'])) for x, _, _ in subjects})]
+        rows += [measure(x, y, reference, **how) for x, y, how in subjects]; done(rows)
     return rows, first
 
 def draw_plots(rows, subjects, reference, out):
     "The pictures that go with a table: samples, neighbours, confusion, distance against sample size"
+    train = reference.images['train']
     for images, labels, how in subjects:
-        name, x = how['subject'], to_float(images)
-        write_png(to_grid(x[:100], 10), out/f'{name}_samples.png')
-        figures = dict(neighbours=show_neighbours(x[:12], to_float(reference.train_images)))
+        name = how['subject']
+        write_png(to_grid(to_float(images[:100]), 10), out/f'{name}_samples.png')
+        figures = dict(neighbours=show_neighbours(images[:12], train))
         m = next((r['confusion'] for r in rows if r['subject'] == name and 'confusion' in r), None)
         if m: figures['confusion'] = show_confusion(torch.tensor(m), f'{name}: asked for, taken for')
         for kind, fig in figures.items(): fig.savefig(out/f'{name}_{kind}.png', bbox_inches='tight', dpi=120)
-    sets = {'real test images': reference.test_images} | {how['subject']: images for images, _, how in subjects}
+    sets = {'real test images': reference.images['test']} | {how['subject']: x for x, _, how in subjects}
     show_falling(sets, reference).savefig(out/'distance.png', bbox_inches='tight', dpi=120); plt.close('all')
+
+def write_table(rows, out):
+    "`evaluation.json` and `evaluation.md`"
+    write_whole(out/'evaluation.json', lambda f: f.write(json.dumps(rows, indent=1, allow_nan=False).encode()))
+    write_whole(out/'evaluation.md', lambda f: f.write(to_markdown(rows).encode()))
+
+# %% ../nbs/06_commands.ipynb #043a5d46
+def _names(args):
+    "The extractors that were asked for. Raises for what makes no sense."
+    names = [n.strip() for n in args.extractors.split(',') if n.strip()]
+    if unknown := [n for n in names or ['']  if n not in extractors]: raise EvaluationError(f'unknown extractor {unknown[0]!r}: it is one of {", ".join(extractors)}')
+    if args.n_samples < 50: raise ConfigError(f'--n_samples {args.n_samples}: at least 50 images')
+    if args.batch_size < 1: raise ConfigError(f'--batch_size {args.batch_size}: at least one image')
+    return names
 
 def eval_command(args):
     "Measure what `fashiondiff_eval` was asked to; returns the rows"
-    names, out = [n for n in args.extractors.split(',') if n], Path(args.out)
-    if unknown := [n for n in names if n not in extractors]: raise EvaluationError(f'unknown extractor {unknown[0]!r}: it is one of {", ".join(extractors)}')
-    if args.n_samples < 50: raise ConfigError(f'--n_samples {args.n_samples}: at least 50 images')
-    if args.batch_size < 1: raise ConfigError(f'--batch_size {args.batch_size}: at least one image')
-    real = real_images(args.dataset, args.data)
-    out.mkdir(parents=True, exist_ok=True)
-    subjects = [subject(args, what, out) for what in args.compare or [args.images or args.model]]
+    names, out, device = _names(args), Path(args.out), pick_device(args.device)
+    images, labels = real_images(args.dataset, args.data)
+    subjects = [subject(args, what, out, images['train'].shape[1:]) for what in args.compare or [args.images or args.model]]
     if len({how['subject'] for *_, how in subjects}) < len(subjects):
         for letter, (*_, how) in zip('AB', subjects): how['subject'] += f'_{letter}'              # two of the same name
-    rows, reference = table(names, subjects, real)
-    write_whole(out/'evaluation.json', lambda f: f.write(json.dumps(rows, indent=1).encode()))
-    write_whole(out/'evaluation.md', lambda f: f.write(to_markdown(rows).encode()))
+    if len({len(x) for x, *_ in subjects}) > 1: print('fashiondiff: as many images of one as of the other would compare better: distances depend on their number', file=sys.stderr)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, reference = table(names, subjects, images, labels, device, lambda rows: write_table(rows, out))
+    write_table(rows, out)
     if reference: draw_plots(rows, subjects, reference, out)
     print(to_markdown(rows)); return rows
 
@@ -341,7 +356,7 @@ def eval_main(argv=None):
     "`fashiondiff_eval`"
     with _plain_errors(): eval_command(eval_parser().parse_args(argv))
 
-# %% ../nbs/06_commands.ipynb #89b079ce
+# %% ../nbs/06_commands.ipynb #49e11ee7
 def main(argv=None):
     "`python -m fashiondiff.commands train|sample|eval …`"
     argv = sys.argv[1:] if argv is None else argv
@@ -349,6 +364,6 @@ def main(argv=None):
     if not argv or argv[0] not in commands: fail(f'usage: python -m fashiondiff.commands {"|".join(commands)} …')
     commands[argv[0]](argv[1:])
 
-# %% ../nbs/06_commands.ipynb #f6315e81
+# %% ../nbs/06_commands.ipynb #ea526692
 #| eval: false
 if __name__ == '__main__': main()

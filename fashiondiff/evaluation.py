@@ -6,29 +6,29 @@
 __all__ = ['extractors', 'columns', 'Residual', 'Classifier', 'augment', 'train_classifier', 'load_classifier', 'logits',
            'class_accuracy', 'confusion', 'show_confusion', 'features', 'class_diversity', 'diversity',
            'EvaluationError', 'Inception', 'get_extractor', 'Moments', 'frechet_distance', 'Summary', 'summarise',
-           'spread', 'kid', 'classifier_score', 'precision_recall', 'nearest', 'show_neighbours', 'generate',
-           'read_images', 'Reference', 'real_images', 'make_reference', 'measure', 'measure_floor', 'to_markdown',
-           'falling', 'show_falling']
+           'spread', 'kid', 'classifier_score', 'precision_recall', 'nearest', 'memory', 'show_neighbours',
+           'fingerprint', 'generate', 'read_images', 'Reference', 'real_images', 'make_reference', 'measure',
+           'measure_floor', 'to_markdown', 'falling', 'show_falling']
 
-# %% ../nbs/05_evaluation.ipynb #81da958b
-import hashlib, json, re, time, warnings
+# %% ../nbs/05_evaluation.ipynb #4fe37a98
+import hashlib, json, math, re, time, warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt, torch, torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
-from .data import Batches, DataError, assets, class_names, classes, load_data, rng, show_images, to_float, to_uint8
+from .data import Batches, assets, classes, load_data, rng, show_images, to_float, to_uint8
 from .guidance import guide
-from .sampling import default_steps, network_calls, sample_batches
-from .training import find_model, load_model, write_whole
+from .sampling import sample_batches
+from .training import write_whole
 
-# %% ../nbs/05_evaluation.ipynb #813ac133
+# %% ../nbs/05_evaluation.ipynb #4196fb0a
 def _conv(c_in, c_out, stride=1):
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
     def features(self, x): "What it knows before it decides, `[B, 128]`"; return self.body(x).mean((2, 3))
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/05_evaluation.ipynb #ef7fc7de
+# %% ../nbs/05_evaluation.ipynb #c9d1a488
 def augment(
     x,  # images `[B, 1, 28, 28]` in [-1, 1]
     g,  # a `torch.Generator`
@@ -89,7 +89,7 @@ def train_classifier(
         opt.zero_grad(); loss.backward(); opt.step(); plan.step(); ema.update_parameters(net)
     return ema.module.eval()
 
-# %% ../nbs/05_evaluation.ipynb #8f03a99f
+# %% ../nbs/05_evaluation.ipynb #3ebc6aa0
 @lru_cache(1)
 def load_classifier():
     "The `Classifier` that comes with the package, trained on the 60,000 training images, in evaluation mode"
@@ -100,13 +100,15 @@ def load_classifier():
 @torch.no_grad()
 def logits(
     net,  # a `Classifier`
-    x,  # images `[B, 1, H, W]` in [-1, 1]
+    x,  # images `[B, 1, H, W]` in [-1, 1], or bytes
     batch_size=500,
 ):
     "Logits of many images, batch by batch, `[B, 10]`"
-    return torch.cat([net(b) for b in x.split(batch_size)])
+    return torch.cat([net(_float(b)) for b in x.split(batch_size)])
 
-# %% ../nbs/05_evaluation.ipynb #80bdd1a6
+def _float(x): return to_float(x) if x.dtype == torch.uint8 else x
+
+# %% ../nbs/05_evaluation.ipynb #a2f8e6d7
 def class_accuracy(
     net,  # a `Classifier`
     x,  # images in [-1, 1]
@@ -124,7 +126,7 @@ def confusion(
     "How often class i (row) is taken for class j (column): int64 `[10, 10]`"
     return torch.bincount(labels * num_classes + logits(net, x).argmax(1), minlength=num_classes**2).view(num_classes, num_classes)
 
-# %% ../nbs/05_evaluation.ipynb #c516d8b2
+# %% ../nbs/05_evaluation.ipynb #c3c651de
 def show_confusion(
     m,  # from `confusion`, `[10, 10]`
     title='',
@@ -137,24 +139,26 @@ def show_confusion(
     ax.set_title(title, fontsize=9); ax.set(xlabel='taken for', ylabel='is')
     return fig
 
-# %% ../nbs/05_evaluation.ipynb #8cf7bb7a
+# %% ../nbs/05_evaluation.ipynb #d2eef69d
 @torch.no_grad()
 def features(
-    extractor,  # a `Classifier`, or any function from images in [-1, 1] to `[B, D]`
-    x,  # images `[B, C, H, W]` in [-1, 1]
-    batch_size=500,
+    extractor,  # a `Classifier`, or any module or function from images in [-1, 1] to `[B, D]`
+    x,  # images `[B, C, H, W]` in [-1, 1], or bytes
+    batch_size=250,
 ):
-    "What an extractor knows about many images, batch by batch, `[B, D]`; of a classifier, what it knows before it decides"
+    "What an extractor knows about many images, batch by batch, `[B, D]` on the CPU; of a classifier, what it knows before it decides"
     f = extractor.features if isinstance(extractor, Classifier) else extractor
-    return torch.cat([f(b) for b in x.split(batch_size)])
+    first = next(extractor.parameters(), None) if isinstance(extractor, nn.Module) else None
+    return torch.cat([f(_float(b).to('cpu' if first is None else first.device)).cpu() for b in x.split(batch_size)])
 
 def class_diversity(
     f,  # features `[B, D]`
     labels,  # int64 `[B]`
     num_classes=10,
+    most=1000,  # images of a class to compare, each with each
 ):
     "Mean distance of two images of the same class, class by class: `[num_classes]`, nan where there are fewer than two"
-    return torch.stack([torch.pdist(f[labels == c]).mean() for c in range(num_classes)])
+    return torch.stack([torch.pdist(f[labels == c][:most]).mean() for c in range(num_classes)])
 
 def diversity(
     net,  # a `Classifier`
@@ -164,38 +168,41 @@ def diversity(
     "Mean feature distance of two images of the same class"
     return class_diversity(features(net, x), labels).nanmean().item()
 
-# %% ../nbs/05_evaluation.ipynb #8037b04b
+# %% ../nbs/05_evaluation.ipynb #d9db4eae
 class EvaluationError(ValueError):
     "Something that is missing for an evaluation, or does not fit"
 
 def _fetch_inception():
-    "Download the weights if they are not in PyTorch's cache, checked and read without executing anything"
+    "Download the weights, checked by their hash, if they are not in PyTorch's cache; read them without executing anything"
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
     try: torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True, map_location='cpu')
-    except (OSError, RuntimeError) as e:
-        raise EvaluationError(f'the weights of inception are not here and could not be downloaded ({e}): fetch {url} and put it into {torch.hub.get_dir()}/checkpoints') from None
+    except Exception as e:                                       # no network, no space, a damaged file: all say the same to a person
+        raise EvaluationError(f'the weights of inception are not to be had ({type(e).__name__}: {e}): fetch {url} and put it into {torch.hub.get_dir()}/checkpoints') from None
 
 class Inception(nn.Module):
-    "The 2,048 features of the literature's FID (Heusel et al. 2017), through torchmetrics and torch-fidelity: `[B, C, H, W]` in [-1, 1] to `[B, 2048]`. Raises `EvaluationError` without package or weights."
+    "The 2,048 features of the literature's FID (Heusel et al. 2017), by torch-fidelity: `[B, C, H, W]` in [-1, 1] to `[B, 2048]`. Raises `EvaluationError` without package or weights."
     def __init__(self):
         super().__init__()
-        try: from torchmetrics.image.fid import NoTrainInceptionV3; _fetch_inception(); self.net = NoTrainInceptionV3('inception-v3-compat', ['2048'])
+        try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError: raise EvaluationError("inception needs torch-fidelity: pip install 'fashiondiff[inception]'") from None
+        _fetch_inception(); self.net = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'])
 
     @torch.no_grad()
-    def forward(self, x): return self.net(to_uint8(x).expand(-1, 3, -1, -1))
+    def forward(self, x): return self.net(to_uint8(x).expand(-1, 3, -1, -1))[0]
 
 extractors = dict(fmnist=load_classifier, inception=Inception)  # makers of extractors by name
 
 def get_extractor(
     which,  # a key of `extractors`, or an extractor, which is passed through
+    device='cpu',  # where it should work
 ):
-    "An extractor by name. Raises `EvaluationError` for an unknown one."
-    if callable(which): return which
-    if which not in extractors: raise EvaluationError(f'unknown extractor {which!r}: it is one of {", ".join(extractors)}')
-    return extractors[which]()
+    "An extractor by name or itself, in evaluation mode. Raises `EvaluationError` for an unknown name or one that is not to be had."
+    if isinstance(which, str):
+        if which not in extractors: raise EvaluationError(f'unknown extractor {which!r}: it is one of {", ".join(extractors)}')
+        which = extractors[which]()
+    return which.eval().to(device) if isinstance(which, nn.Module) else which
 
-# %% ../nbs/05_evaluation.ipynb #5f1fa346
+# %% ../nbs/05_evaluation.ipynb #407ee614
 class Moments:
     "Number, sum and sum of outer products of features, in float64"
     def __init__(self): self.n, self.total, self.outer = 0, 0., 0.
@@ -215,16 +222,22 @@ class Moments:
     @property
     def cov(self): "Unbiased, `[D, D]`"; return (self.outer - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
 
+    @property
+    def root(self):
+        "The symmetric square root of the covariance, computed once for each `n`"
+        if getattr(self, '_root', (0,))[0] != self.n:
+            values, vectors = torch.linalg.eigh(self.cov)
+            self._root = self.n, vectors * values.clamp(min=0).sqrt() @ vectors.T
+        return self._root[1]
+
 def frechet_distance(
-    a, b,  # `Moments` of two sets of features
+    a, b,  # `Moments` of two sets of features; if one is compared with many, let it be `b`
 ) -> float:
     "The Fréchet distance of two Gaussians (Heusel et al. 2017, equation 6; Dowson & Landau 1982)"
-    values, vectors = torch.linalg.eigh(a.cov)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.cov @ root).clamp(min=0).sqrt().sum()
+    cross = torch.linalg.eigvalsh(b.root @ a.cov @ b.root).clamp(min=0).sqrt().sum()
     return ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross).item()
 
-# %% ../nbs/05_evaluation.ipynb #b81943c4
+# %% ../nbs/05_evaluation.ipynb #41851280
 class Summary(NamedTuple):
     "What is kept of a set of images"
     moments: Moments  # of all of them
@@ -232,7 +245,7 @@ class Summary(NamedTuple):
 
 def summarise(
     extractor,  # name or extractor
-    batches,  # an iterable of images `[B, C, H, W]` in [-1, 1]
+    batches,  # an iterable of images `[B, C, H, W]` in [-1, 1], or bytes
     keep=10_000,  # features to keep; the moments count all, so memory does not grow with their number
 ) -> Summary:
     "Moments and first features of a stream of images"
@@ -247,13 +260,13 @@ def spread(
     replicates=30,  # of the bootstrap
     seed=0,
 ) -> float:
-    "Half of the 95% interval of the Fréchet distance: 1.96 standard deviations over bootstrap samples of `fake`"
+    "1.96 standard deviations of the Fréchet distance over bootstrap samples of `fake`: how far it may move with other samples"
     f, g, m = fake.features, rng(seed), len(fake.features)
     counts = (torch.bincount(torch.randint(0, m, (m,), generator=g), minlength=m) for _ in range(replicates))
     d = torch.tensor([frechet_distance(Moments().add(f, w), real.moments) for w in counts])
     return 1.96 * d.std().item() * (m / fake.moments.n) ** .5
 
-# %% ../nbs/05_evaluation.ipynb #e721d6ce
+# %% ../nbs/05_evaluation.ipynb #b709dac1
 def kid(
     real, fake,  # features `[n, D]`
     subsets=50, size=1000,  # how many subsets of which size; smaller sets are used whole
@@ -270,13 +283,13 @@ def classifier_score(
     logits,  # `[n, classes]`
 ) -> float:
     "exp of the mean KL divergence of an image's class probabilities from those of all images (Salimans et al. 2016), by torchmetrics"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore')
         metric = InceptionScore(feature=nn.Identity(), splits=1)
         metric.update(logits.double())
         return metric.compute()[0].item()
 
-# %% ../nbs/05_evaluation.ipynb #2612861c
+# %% ../nbs/05_evaluation.ipynb #7b07a5f2
 def _reach(f, k, chunk=1000):
     "Distance of each of many points to its k-th nearest neighbour among them"
     return torch.cat([torch.cdist(c, f).kthvalue(k + 1, 1).values for c in f.split(chunk)])
@@ -293,178 +306,218 @@ def precision_recall(
     n = min(len(real), len(fake)); real, fake = real[:n].float(), fake[:n].float()
     return _inside(fake, real, _reach(real, k)), _inside(real, fake, _reach(fake, k))
 
-# %% ../nbs/05_evaluation.ipynb #1a7a650d
+# %% ../nbs/05_evaluation.ipynb #65a8134b
 def nearest(
-    x,  # images `[n, C, H, W]` in [-1, 1]
-    among,  # images `[N, C, H, W]` in [-1, 1]
+    x,  # images `[n, C, H, W]` in [-1, 1], or bytes
+    among,  # images `[N, C, H, W]` in [-1, 1], or bytes
     k=1,  # how many
     chunk=200,
 ):
     "The k nearest images by pixels: distances `[n, k]` and indices `[n, k]`"
-    flat = among.flatten(1)
-    found = [torch.cdist(c, flat).topk(k, 1, largest=False) for c in x.flatten(1).split(chunk)]
+    flat = _float(among).flatten(1)
+    found = [torch.cdist(_float(c).flatten(1), flat).topk(k, 1, largest=False) for c in x.split(chunk)]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
+def memory(
+    x,  # images, as in `nearest`
+    train, test,  # real images; test images as many as there are, to say how near is near
+) -> dict:
+    "`nearest`: median distance to a training image as a share of that of test images; `copies`: the share of images nearer than the nearest percent of test images. None for both if the test images are training images."
+    d, usual = nearest(x, train)[0], nearest(test, train)[0]
+    if usual.median() < .1: return dict(nearest=None, copies=None)
+    return dict(nearest=(d.median() / usual.median()).item(), copies=(d <= usual.quantile(.01)).double().mean().item())
+
 def show_neighbours(
-    x,  # images `[n, C, H, W]` in [-1, 1]
+    x,  # images `[n, C, H, W]`, as in `nearest`
     among,  # images to look for neighbours in
     k=4,  # neighbours of each
 ):
     "Each image above its nearest neighbours; returns the figure"
-    idx = nearest(x, among, k)[1]; rows = torch.cat([x, *(among[idx[:, j]] for j in range(k))])
+    idx = nearest(x, among, k)[1]; rows = torch.cat([_float(x), *(_float(among[idx[:, j]]) for j in range(k))])
     return show_images(rows, len(x), 'In the first row images, below each its nearest training images', rows=['image'] + [f'nearest {j + 1}' for j in range(k)]).figure
 
-# %% ../nbs/05_evaluation.ipynb #fa875f8e
+# %% ../nbs/05_evaluation.ipynb #62177e56
 def _shards(folder):
-    "The images and labels of a folder of samples so far, and the seconds that they took. Raises `EvaluationError` naming a damaged file."
-    parts = []
+    "The images and labels of a folder of samples so far, and the seconds that they took. Raises `EvaluationError` naming a file that is damaged, foreign or out of order."
+    images, labels, seconds = [], [], 0.
     for p in sorted(Path(folder).glob('*.safetensors')):
-        try: parts.append(load_file(p))
-        except (SafetensorError, OSError): raise EvaluationError(f'{p} is damaged: delete it and those after it, and run again') from None
-    if not parts: return None, None, 0.
-    return torch.cat([p['images'] for p in parts]), torch.cat([p['labels'] for p in parts]).long(), sum(p['seconds'].item() for p in parts)
+        try: part = load_file(p); images.append(part['images']); labels.append(part['labels'].long()); seconds += part['seconds'].item()
+        except (SafetensorError, OSError, KeyError): raise EvaluationError(f'{p} is damaged: delete it and those after it, and run again') from None
+        if p.stem != f'{sum(map(len, images[:-1])):06d}': raise EvaluationError(f'{p}: images before it are missing: delete it and those after it, and run again')
+    return (torch.cat(images), torch.cat(labels), seconds) if images else (None, None, 0.)
+
+def fingerprint(
+    model,  # a network
+) -> str:
+    "Twelve digits that change when a weight changes (SHA-256)"
+    h = hashlib.sha256()
+    for k, v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()[:12]
+
+def _claim(folder, settings):
+    "Make a folder that remembers its settings. Raises `EvaluationError` if it has others."
+    folder.mkdir(parents=True, exist_ok=True); note = folder/'settings.json'
+    if note.is_file() and note.read_text() != json.dumps(settings): raise EvaluationError(f'{folder} holds samples drawn with {note.read_text()}: name another --out')
+    write_whole(note, lambda f: f.write(json.dumps(settings).encode()))
 
 def generate(
     loaded,  # from `load_model`
     n,  # images
     folder,  # to write to, and to go on from
-    settings,  # a dict: `sampler`, `steps`, `guidance_scale`, `seed`, and anything else that must be the same to go on
+    sampler, steps, guidance_scale, seed,  # as for `sample` and `guide`
     batch_size=250,
     device='cpu',
     tick=lambda n: None,  # called with the number of images after each batch
 ):
-    "`n` images uint8 `[n, C, H, W]`, labels `[n]`, and images a second; goes on where an earlier call stopped. Raises `EvaluationError` if that was with other settings."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True); note = folder/'settings.json'
-    if note.is_file() and json.loads(note.read_text()) != settings: raise EvaluationError(f'{folder} holds samples drawn with {note.read_text()}: name another --out')
-    write_whole(note, lambda f: f.write(json.dumps(settings).encode()))
-    images, _, _ = _shards(folder); have = 0 if images is None else len(images); tick(min(have, n))
-    model, labels, t0 = guide(loaded.model, settings['guidance_scale']), torch.arange(n) % loaded.model.null, time.perf_counter()
-    for x in sample_batches(model, loaded.schedule, labels, settings['sampler'], settings['steps'], settings['seed'], batch_size, device, start=have):
-        shard = dict(images=to_uint8(x), labels=labels[have:have + len(x)].to(torch.uint8), seconds=torch.tensor(time.perf_counter() - t0))
+    "`n` images uint8 `[n, C, H, W]`, labels `[n]`, and images a second; goes on where an earlier call stopped. Raises `EvaluationError` if that was with other settings or weights."
+    folder, model = Path(folder), guide(loaded.model, guidance_scale)
+    _claim(folder, dict(sampler=sampler, steps=steps, guidance_scale=guidance_scale, seed=seed, weights=fingerprint(loaded.model), device=str(device)))
+    have = next((len(x) for x in _shards(folder)[:1] if x is not None), 0); tick(min(have, n))
+    labels, t0 = torch.arange(n) % loaded.model.null, time.perf_counter()
+    for x in sample_batches(model, loaded.schedule, labels, sampler, steps, seed, batch_size, device, start=have):
+        shard = dict(images=to_uint8(x), labels=labels[have:have + len(x)], seconds=torch.tensor(time.perf_counter() - t0))
         write_whole(folder/f'{have:06d}.safetensors', lambda f: f.write(save(shard)))
         have += len(x); tick(have); t0 = time.perf_counter()
     images, labels, seconds = _shards(folder)
     return images[:n], labels[:n], len(images) / seconds
 
-# %% ../nbs/05_evaluation.ipynb #05948732
+# %% ../nbs/05_evaluation.ipynb #810149d4
 def read_images(
     folder,  # of PNG files, `CLASS_000.png` or any other names
     shape=(1, 28, 28),  # of the images wanted
     names=classes,
     least=50,  # images
 ):
-    "Anybody's pictures: uint8 `[n, C, H, W]`, and labels `[n]` if every name says its class, else None. Other sizes are resized (antialiased). Raises `EvaluationError` naming an unreadable file."
-    paths = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() == '.png')
+    "Anybody's pictures: uint8 `[n, C, H, W]`, and labels `[n]` if every name says its class, else None. Other sizes are resized (antialiased), transparent ones laid on black. Raises `EvaluationError` naming an unreadable file."
+    if not Path(folder).is_dir(): raise EvaluationError(f'there is no folder {folder}')
+    paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() == '.png')
     if len(paths) < least: raise EvaluationError(f'{folder} holds {len(paths)} PNG files: at least {least} are needed')
     paths = [paths[i] for i in torch.randperm(len(paths), generator=rng(0))]                # the first so many should not be of one class
     images = torch.stack([_read_png(p, shape) for p in paths])
     found = [re.fullmatch(r'(.+)_\d+', p.stem) for p in paths]
-    named = all(m and m[1] in names for m in found)
-    return images, torch.tensor([names.index(m[1]) for m in found]) if named else None
+    nameless = [p.name for p, m in zip(paths, found) if not m or m[1] not in names]
+    if 0 < len(nameless) < len(paths): warnings.warn(f'accuracy is left out: {nameless[0]} names no class')
+    return images, None if nameless else torch.tensor([names.index(m[1]) for m in found])
 
 def _read_png(path, shape):
     channels, height, width = shape
     try:
-        with Image.open(path) as im: im = im.convert('L' if channels == 1 else 'RGB')
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise EvaluationError(f'{path} cannot be read as a picture ({type(e).__name__})') from None
+        with Image.open(path) as im:
+            if im.mode[0] in 'IF': raise ValueError('more than 8 bits')
+            if 'A' in im.mode or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im.convert('RGBA'))
+            im = im.convert('L' if channels == 1 else 'RGB')
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise EvaluationError(f'{path} cannot be read as a picture ({e})') from None
     if im.size != (width, height): im = im.resize((width, height), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(im.tobytes()), dtype=torch.uint8).view(height, width, channels).permute(2, 0, 1)
 
-# %% ../nbs/05_evaluation.ipynb #938e9352
+# %% ../nbs/05_evaluation.ipynb #127e6b1e
 class Reference(NamedTuple):
     "Real images to compare with, and what an extractor knows about them"
-    extractor: object  # name or extractor
-    name: str  # of the extractor
-    train: Summary
-    test: Summary
-    train_images: torch.Tensor  # uint8
-    test_images: torch.Tensor  # uint8
-    test_labels: torch.Tensor
+    extractor: object  # the extractor
+    name: str  # of it
+    images: dict  # `train`, `test`: uint8
+    labels: dict  # of them, int64
+    summary: dict  # of them, a `Summary` each
 
 def real_images(
     dataset='fashion_mnist',  # a key of `data.datasets`
     data=None,  # folder that holds it
 ):
-    "Training and test images and the test labels, for `make_reference`, in a fixed random order, so that the first so many are a fair sample. Raises `DataError` where they are not found."
-    (train, _), (test, labels) = (load_data(dataset, split, data) for split in ('train', 'test'))
-    a, b = (torch.randperm(len(x), generator=rng(0)) for x in (train, test))
-    return train[a], test[b], labels[b]
+    "Images and labels of both splits, each a dict with `train` and `test`, in a fixed random order, so that the first so many are a fair sample. Raises `DataError` where they are not found."
+    images, labels = {}, {}
+    for split in ('train', 'test'):
+        x, y = load_data(dataset, split, data); order = torch.randperm(len(x), generator=rng(0))
+        images[split], labels[split] = x[order], y[order]
+    return images, labels
 
 def make_reference(
     extractor,  # name or extractor
-    train, test, test_labels,  # from `real_images`
+    images, labels,  # from `real_images`
+    device='cpu',  # where the extractor should work
 ):
     "A `Reference`. Raises `EvaluationError` if the extractor is not to be had."
-    f = get_extractor(extractor); name = extractor if isinstance(extractor, str) else type(extractor).__name__
-    return Reference(f, name, *(summarise(f, map(to_float, u8.split(500))) for u8 in (train, test)), train, test, test_labels)
+    f = get_extractor(extractor, device)
+    return Reference(f, extractor if isinstance(extractor, str) else type(extractor).__name__, images, labels, {k: summarise(f, u8.split(500)) for k, u8 in images.items()})
 
-def _class_figures(images, labels, real, real_labels):
-    "What the classifier says of images whose classes are known"
-    clf, x, n = load_classifier(), to_float(images), len(classes)
-    m, f = confusion(clf, x, labels), features(clf, x)
-    real_f = features(clf, to_float(real[:max(len(images), 1000)]))
-    wide = class_diversity(f, labels) / class_diversity(real_f, real_labels[:len(real_f)])
-    return dict(accuracy=(m.diag().sum() / m.sum()).item(), accuracy_by_class=(m.diag() / m.sum(1)).tolist(), diversity=wide.nanmean().item(), diversity_by_class=wide.tolist(), confusion=m.tolist())
+def _class_figures(images, labels, reference):
+    "What the classifier says of images whose classes are known; diversity as a share of that of training images"
+    clf, r, n = load_classifier(), reference, max(len(images), 1000)
+    m, f, real = confusion(clf, images, labels), features(clf, images), features(clf, r.images['train'][:n])
+    wide = class_diversity(f, labels) / class_diversity(real, r.labels['train'][:n])
+    return dict(accuracy=(m.diag().sum() / m.sum()).item(), accuracy_by_class=_plain(m.diag() / m.sum(1)), diversity=_plain(wide.nanmean()), diversity_by_class=_plain(wide), confusion=m.tolist())
 
-# %% ../nbs/05_evaluation.ipynb #5cbfe6ec
+def _plain(x):
+    "A tensor as numbers for JSON, None for what is not a number"
+    return [_plain(v) for v in x] if x.ndim else x.item() if x.isfinite() else None
+
+# %% ../nbs/05_evaluation.ipynb #4caf3c78
 def measure(
     images,  # uint8 `[n, C, H, W]`
     labels,  # int64 `[n]`, or None if the classes are not known
     reference,  # a `Reference`
+    summary=None,  # of the images, if it is known already
     **conditions,  # how the images came about: `subject`, `sampler`, `steps`, …
 ) -> dict:
-    "One row of the table: every figure, and everything that it depends on"
-    r, x = reference, to_float(images); fake = summarise(r.extractor, x.split(500))
-    (k, k_sd), (precision, recall) = kid(r.train.features, fake.features), precision_recall(r.train.features, fake.features)
-    first = x[:1000]; typical = nearest(to_float(r.test_images[:500]), to_float(r.train_images))[0].median()
-    row = conditions | dict(extractor=r.name, n=len(images), n_train=int(r.train.moments.n), n_test=int(r.test.moments.n),
-        fd_train=frechet_distance(fake.moments, r.train.moments), fd_train_interval=spread(fake, r.train), fd_test=frechet_distance(fake.moments, r.test.moments),
-        kid=k, kid_sd=k_sd, precision=precision, recall=recall, nearest=(nearest(first[:500], to_float(r.train_images))[0].median() / typical).item())
-    if x.shape[1:] == (1, 28, 28): row['score'] = classifier_score(logits(load_classifier(), x))
-    if labels is not None: row |= _class_figures(images, labels, r.test_images, r.test_labels)
-    return row
+    "One row of the table: every figure, and everything that it depends on. Raises `EvaluationError` for images of another shape than the real ones."
+    r = reference; train, test = r.images['train'], r.images['test']
+    if images.shape[1:] != train.shape[1:]: raise EvaluationError(f'images of shape {tuple(images.shape[1:])} cannot be compared with real ones of {tuple(train.shape[1:])}')
+    fake, near = summary or summarise(r.extractor, images.split(500)), r.summary['train']
+    (k, _), (precision, recall) = kid(near.features, fake.features), precision_recall(near.features, fake.features)
+    row = conditions | dict(extractor=r.name, n=len(images), n_train=len(train), n_test=len(test), fd_train=frechet_distance(fake.moments, near.moments), fd_train_spread=spread(fake, near),
+        fd_test=frechet_distance(fake.moments, r.summary['test'].moments), fd_test_spread=spread(fake, r.summary['test']), kid=k, precision=precision, recall=recall)
+    row |= memory(images[:1000], train, test[-1000:])
+    if images.shape[1:] == (1, 28, 28): row['score'] = classifier_score(logits(load_classifier(), images))
+    return row | (_class_figures(images, labels, r) if labels is not None else {})
 
 def measure_floor(
     n,  # images
     reference,  # a `Reference`
 ) -> dict:
-    "The first row: real test images in place of generated ones"
-    r = reference; row = measure(r.test_images[:n], r.test_labels[:n], r, subject='real test images')
-    return row | dict(fd_test=frechet_distance(summarise(r.extractor, map(to_float, r.train_images[:n].split(500))).moments, r.test.moments))
+    "The first row: real test images in place of generated ones, and for the distance from the test images as many training images"
+    r = reference; known = r.summary['test'].features[:n]; own = Moments().add(r.summary['train'].features[:n])
+    row = measure(r.images['test'][:n], r.labels['test'][:n], r, Summary(Moments().add(known), known) if len(known) == n else None, subject='real images')
+    return row | dict(fd_test=frechet_distance(own, r.summary['test'].moments), fd_test_spread=spread(Summary(own, r.summary['train'].features[:n]), r.summary['test']))
 
-# %% ../nbs/05_evaluation.ipynb #69a0d667
+# %% ../nbs/05_evaluation.ipynb #399e2523
 columns = dict(subject='images', extractor='extractor', n='number', fd_train='FD train', fd_test='FD test', kid='KID ×1000', precision='precision', recall='recall', accuracy='recognised',
-               diversity='diversity', score='score', nearest='nearest', images_per_second='images/s', calls='calls')  # of the table, with their headings
+               diversity='diversity', score='score', nearest='nearest', copies='copies', images_per_second='images/s', calls='calls')  # of the table, with their headings
+
+def _number(v): return f'{v:,.0f}' if abs(v) >= 100 else f'{v:.3g}'
 
 def _cell(row, k):
     v = row.get(k)
-    if k == 'fd_train' and v is not None: return f'{v:.3g} ± {row["fd_train_interval"]:.1g}'
-    if v is None: return 'not measured' if row.get('missing') and k.startswith(('fd', 'kid')) else '–'
-    if isinstance(v, str) or k == 'n': return str(v) if isinstance(v, str) else f'{v:,}'
-    return dict(kid=f'{1000 * v:.2f}', accuracy=f'{v:.1%}', score=f'{v:.2f}', precision=f'{v:.2f}', recall=f'{v:.2f}', diversity=f'{v:.2f}', nearest=f'{v:.2f}', calls=f'{v:.0f}').get(k, f'{v:.3g}')
+    if v is None: return 'not measured' if row.get('missing') and k not in ('n', 'images_per_second', 'calls') else '–'
+    if k + '_spread' in row: s = row[k + '_spread']; return f'{_number(v)} ± ' + (f'{s:,.0f}' if s >= 10 else f'{s:.1g}' if s < 1 else f'{s:.1f}')
+    form = dict(subject=str, extractor=str, n='{:,}'.format, calls='{:.0f}'.format, kid=lambda v: f'{1000 * v:.2f}', accuracy='{:.1%}'.format, copies='{:.1%}'.format)
+    return form.get(k, _number if k == 'images_per_second' else '{:.2f}'.format)(v)
 
 def _protocol(row):
     "How a row came about, in one sentence"
     if row.get('missing'): return f'{row["subject"]}, {row["extractor"]}: {row["missing"]}'
     drawn = ', '.join(f'{k.replace("_", " ")} {row[k]}' for k in ('sampler', 'steps', 'guidance_scale', 'seed', 'weights', 'device') if k in row)
-    return f'{row["subject"]}: {row["n"]:,} images against {row["n_train"]:,} of the training and {row["n_test"]:,} of the test split, extractor {row["extractor"]}' + (f'; {drawn}' if drawn else '')
+    return f'{row["subject"]}: {row["n"]:,} images, extractor {row["extractor"]}, against {row["n_train"]:,} of the training and {row["n_test"]:,} of the test split' + (f'; {drawn}' if drawn else '')
+
+_small_print = """FD, KID, precision and recall are of the extractor's features; recognised, diversity and score of the classifier `fmnist`. FD counts all images, ± is 1.96 standard deviations of a bootstrap; \
+KID is the mean of 50 subsets of at most 1,000, precision and recall compare at most 10,000 images with as many training images, nearest and copies 1,000 images with all training images. \
+A call is one of the network for a batch, with guidance for a batch twice as large."""
 
 def to_markdown(
     rows,  # from `measure`
 ) -> str:
     "A table of all figures, and below it how each row came about"
-    lines = ['| ' + ' | '.join(columns.values()) + ' |', '|' + '---|' * len(columns)] + ['| ' + ' | '.join(_cell(r, k) for k in columns) + ' |' for r in rows]
-    return '\n'.join(lines) + '\n\n' + '\n'.join(f'- {_protocol(r)}' for r in rows) + '\n'
+    used = [k for k in columns if any(r.get(k) is not None for r in rows)]
+    lines = ['| ' + ' | '.join(columns[k] for k in used) + ' |', '|' + '---|' * len(used)] + ['| ' + ' | '.join(_cell(r, k) for k in used) + ' |' for r in rows]
+    return '\n'.join(lines) + '\n\n' + '\n'.join(f'- {_protocol(r)}' for r in rows) + f'\n\n{_small_print}\n'
 
-# %% ../nbs/05_evaluation.ipynb #5a04692c
+# %% ../nbs/05_evaluation.ipynb #cdf15a0c
 def falling(
     images,  # uint8 `[n, C, H, W]`
     reference,  # a `Reference`
-    sizes=(100, 200, 500, 1000, 2000, 5000, 10_000),
+    sizes=(50, 100, 200, 500, 1000, 2000, 5000, 10_000),
 ):
-    "The Fréchet distance from the training images for the first so many images, where there are as many: a list of (size, distance)"
-    f = summarise(reference.extractor, map(to_float, images.split(500)), keep=len(images)).features
-    return [(n, frechet_distance(Moments().add(f[:n]), reference.train.moments)) for n in sizes if n <= len(f)]
+    "The Fréchet distance from the training images for the first so many images, and for all: a list of (size, distance)"
+    f = summarise(reference.extractor, images.split(500)).features
+    return [(n, frechet_distance(Moments().add(f[:n]), reference.summary['train'].moments)) for n in sorted({*sizes, len(f)}) if n <= len(f)]
 
 def show_falling(
     sets,  # name -> images uint8

@@ -7,7 +7,7 @@ __all__ = ['grids', 'samplers', 'Step', 'final', 'timesteps', 'predict', 'poster
            'heun', 'network_calls', 'to_labels', 'sample_batches', 'default_steps', 'sample', 'slerp', 'img2img',
            'inpaint']
 
-# %% ../nbs/03_sampling.ipynb #9775e503
+# %% ../nbs/03_sampling.ipynb #d8909295
 import inspect, math
 from typing import NamedTuple
 import torch
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .data import class_id, classes, rng
 from .schedule import to_x0_eps
 
-# %% ../nbs/03_sampling.ipynb #a0fb11b0
+# %% ../nbs/03_sampling.ipynb #05de7c7c
 class Step(NamedTuple):
     "What a sampler yields for each interval"
     t: int  # the step that was left
@@ -27,7 +27,7 @@ def final(steps):
     for step in steps: pass
     return step.x
 
-# %% ../nbs/03_sampling.ipynb #2cadfda4
+# %% ../nbs/03_sampling.ipynb #a8f0f44e
 grids = ('trailing', 'leading', 'linspace', 'karras')
 
 def timesteps(
@@ -57,7 +57,7 @@ def _karras(schedule, steps, rho_max=80., power=7):
     for i in range(1, steps): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
     return torch.maximum(ts, floor)
 
-# %% ../nbs/03_sampling.ipynb #22a3b613
+# %% ../nbs/03_sampling.ipynb #ae3e11c3
 def _point(schedule, t):
     "alpha and sigma at a step as Python floats; (1, 0) for the clean image"
     return (schedule.alpha[t].item(), schedule.sigma[t].item()) if t >= 0 else (1., 0.)
@@ -78,7 +78,7 @@ def predict(
     x0 = x0.clamp(-1, 1)
     return x0, (x - alpha * x0) / sigma
 
-# %% ../nbs/03_sampling.ipynb #e65b1732
+# %% ../nbs/03_sampling.ipynb #d5fb8cf0
 def posterior(
     schedule,  # a `Schedule`
     t,  # the step left, an int
@@ -108,7 +108,7 @@ def ddpm(
         if s >= 0: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #94b545e2
+# %% ../nbs/03_sampling.ipynb #86b1b912
 def noise_like(
     seed,  # of the whole set of images
     ids,  # the index of each image in the set
@@ -119,7 +119,7 @@ def noise_like(
     gens = [rng(seed, i, salt=5) for i in ids]
     return lambda *_: torch.stack([torch.randn(shape, generator=g) for g in gens]).to(device)
 
-# %% ../nbs/03_sampling.ipynb #369929d1
+# %% ../nbs/03_sampling.ipynb #bc071c89
 def ddim(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -141,7 +141,7 @@ def ddim(
         if std: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #31d3ad8c
+# %% ../nbs/03_sampling.ipynb #43b9b1fb
 def _half_log_snr(schedule, t):
     alpha, sigma = _point(schedule, t)
     return math.log(alpha) - math.log(sigma) if sigma else math.inf
@@ -166,7 +166,7 @@ def dpmpp_2m(
         prev, h_prev = x0, h
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #9902bbe7
+# %% ../nbs/03_sampling.ipynb #aa98d39a
 def heun(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -198,7 +198,7 @@ def network_calls(
     "How often a sampler calls the denoiser"
     return 2 * steps - 1 if sampler == 'heun' else steps
 
-# %% ../nbs/03_sampling.ipynb #361c6fef
+# %% ../nbs/03_sampling.ipynb #26ee6d5c
 def to_labels(
     cond,  # a class name or id, or a list of them; None: no label
     n,  # images of each
@@ -210,7 +210,7 @@ def to_labels(
     many = cond if isinstance(cond, (list, tuple, range)) else [cond]
     return torch.tensor([null if c is None else class_id(c, names) for c in many]).repeat_interleave(n)
 
-# %% ../nbs/03_sampling.ipynb #bfdd16b9
+# %% ../nbs/03_sampling.ipynb #53f9bd54
 @torch.no_grad()
 def sample_batches(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
@@ -226,7 +226,7 @@ def sample_batches(
     **options,  # of the sampler: `grid`, `clip`, `eta`
 ):
     "Images batch by batch, `[b, C, H, W]` in [-1, 1] on the CPU. Raises `ValueError` for an unknown sampler or number of steps."
-    f, steps = samplers[sampler], default_steps(sampler, schedule, steps)
+    steps = default_steps(sampler, schedule, steps); f = samplers[sampler]
     for i in range(start, len(labels), batch_size):
         cond = labels[i:i + batch_size].to(device)
         noise = noise_like(seed, range(i, i + len(cond)), denoiser.shape, device)
@@ -238,9 +238,10 @@ def default_steps(sampler, schedule, steps=None):
     "The number of intervals: as asked, else the sampler's own, else all. Raises `ValueError` for an unknown sampler or an impossible number."
     if sampler not in samplers: raise ValueError(f'unknown sampler {sampler!r}: it is one of {", ".join(samplers)}')
     if steps is not None: timesteps(schedule, steps)
-    return steps or inspect.signature(samplers[sampler]).parameters['steps'].default or len(schedule)
+    own = inspect.signature(samplers[sampler]).parameters['steps'].default or len(schedule)
+    return steps or min(own, len(schedule))
 
-# %% ../nbs/03_sampling.ipynb #8c185a9c
+# %% ../nbs/03_sampling.ipynb #73364654
 def sample(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
     schedule,  # the `Schedule` that it was trained with
@@ -261,7 +262,7 @@ def sample(
     with tqdm(total=steps * -(-len(labels) // batch_size), disable=not progress, desc=f'{sampler}, {steps} steps') as bar:
         return torch.cat(list(sample_batches(denoiser, schedule, labels, sampler, steps, seed, batch_size, device, tick=bar.update, **options)))
 
-# %% ../nbs/03_sampling.ipynb #2f9e7adc
+# %% ../nbs/03_sampling.ipynb #ba3ea810
 def slerp(
     a, b,  # noise of the same shape, `[C, H, W]`
     w,  # 0 gives a, 1 gives b
@@ -271,7 +272,7 @@ def slerp(
     if torch.sin(angle) < 1e-3: return torch.lerp(a, b, w)
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
-# %% ../nbs/03_sampling.ipynb #0f9fb6f8
+# %% ../nbs/03_sampling.ipynb #aa569552
 @torch.no_grad()
 def img2img(
     denoiser,  # a denoiser
@@ -296,7 +297,7 @@ def img2img(
     x = cut.add_noise(images, noise(), torch.full((len(images),), first, device=images.device))
     return final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options)).clamp(-1, 1)
 
-# %% ../nbs/03_sampling.ipynb #b2b2d361
+# %% ../nbs/03_sampling.ipynb #4cb61098
 def inpaint(
     denoiser,  # a denoiser
     schedule,  # its `Schedule`
