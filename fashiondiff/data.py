@@ -7,8 +7,8 @@ __all__ = ['classes', 'assets', 'datasets', 'DataError', 'class_id', 'class_name
            'to_grid', 'show_images', 'cache_dir', 'fashion_mnist', 'load_data', 'stream_seed', 'rng', 'Batches',
            'LoaderBatches']
 
-# %% ../nbs/00_data.ipynb #3beaa000
-import gzip, hashlib, os
+# %% ../nbs/00_data.ipynb #9acfe7e9
+import gzip, hashlib, os, re
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torchvision.datasets import FashionMNIST
 from torchvision.utils import make_grid
 
-# %% ../nbs/00_data.ipynb #747dbc79
+# %% ../nbs/00_data.ipynb #d9f424d5
 classes = ('t-shirt_top', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle_boot')
 
 class DataError(ValueError):
@@ -30,12 +30,12 @@ def class_id(
 ) -> int:
     "The id of a class, 0 to `len(names)-1`. Raises `DataError` with the nearest name for an unknown one."
     known = f"({', '.join(names)}, or 0 to {len(names) - 1})"
-    if isinstance(name, str) and not name.lstrip('-').isdigit():
-        key = name.strip().lower().replace(' ', '_')
+    if isinstance(name, str) and not re.fullmatch(r'-?[0-9]+', name.strip()):
+        key = name.strip().lower().replace(' ', '_').replace('/', '_')
         if key in names: return names.index(key)
         near = get_close_matches(key, names, 1, 0.5)
         raise DataError(f"unknown class {name!r}: " + (f"did you mean {near[0]!r}? " if near else "it is none of ") + known)
-    if not 0 <= int(name) < len(names): raise DataError(f"unknown class {name!r}: it is none of {known}")
+    if not isinstance(name, (str, int)) or isinstance(name, bool) or not 0 <= int(name) < len(names): raise DataError(f"unknown class {name!r}: it is none of {known}")
     return int(name)
 
 def class_names(
@@ -44,7 +44,7 @@ def class_names(
     "The names of `n` classes: those of Fashion-MNIST if there are ten, else their numbers"
     return classes if n == len(classes) else tuple(map(str, range(n)))
 
-# %% ../nbs/00_data.ipynb #f600b958
+# %% ../nbs/00_data.ipynb #a04c97f8
 def to_float(
     u8,  # uint8 pixels, 0 to 255, any shape
 ):
@@ -57,7 +57,7 @@ def to_uint8(
     "Images to bytes: uint8, 0 to 255, rounded to nearest"
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #768002db
+# %% ../nbs/00_data.ipynb #5b06652d
 assets = Path(str(files('fashiondiff')))/'assets'  # what the package carries
 
 def sample_data(**_):
@@ -65,7 +65,7 @@ def sample_data(**_):
     d = load_file(assets/'fashion_mnist_sample.safetensors')
     return d['images'], d['labels'].long()
 
-# %% ../nbs/00_data.ipynb #b27c368e
+# %% ../nbs/00_data.ipynb #83eae990
 def to_grid(
     x,  # images `[B, C, H, W]` in [-1, 1]
     ncol=8,  # images in a row
@@ -93,7 +93,7 @@ def show_images(
         ax.set_yticks([(i + .5) * h for i in range(nrow)], rows, fontsize=8); ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/00_data.ipynb #685a2cf8
+# %% ../nbs/00_data.ipynb #6b3fd112
 _files = dict(
     train=('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     test=('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'))
@@ -117,7 +117,7 @@ def _find(name, data=None):
     spots = (p/sub/(name + ext) for p in _places(data) for sub in ('FashionMNIST/raw', '.') for ext in ('', '.gz'))
     return next((p for p in spots if p.is_file()), None)
 
-# %% ../nbs/00_data.ipynb #2d040fea
+# %% ../nbs/00_data.ipynb #e9cc3066
 def _read(path, name):
     "The checked contents of one file; what was packed is also left unpacked in the cache, and read from there next time"
     kept = cache_dir()/'FashionMNIST'/'raw'/name
@@ -146,7 +146,7 @@ def _download():
         raise DataError(f'Fashion-MNIST is on none of {", ".join(map(str, _places()))}, and downloading it failed ({e}). '
                         'Put the four *-ubyte.gz files into ./data, or on Debian: apt install dataset-fashion-mnist') from None
 
-# %% ../nbs/00_data.ipynb #fea5ee7b
+# %% ../nbs/00_data.ipynb #6394325f
 def fashion_mnist(
     split='train',  # `'train'` (60,000 images) or `'test'` (10,000)
     data=None,  # a folder that holds the files; otherwise the usual places, then a download
@@ -175,7 +175,7 @@ def load_data(
     if name not in datasets: raise DataError(f'unknown data set {name!r}: it is one of {", ".join(datasets)}')
     return datasets[name](split=split, data=data)
 
-# %% ../nbs/00_data.ipynb #e789a1cb
+# %% ../nbs/00_data.ipynb #31af0c1e
 def stream_seed(
     seed,  # the run's seed
     i,  # which stream: an epoch, a step, the index of an image
@@ -188,7 +188,7 @@ def rng(seed, i=0, salt=0, device='cpu'):
     "A `torch.Generator` for stream `i` of `seed`"
     return torch.Generator(device).manual_seed(stream_seed(seed, i, salt))
 
-# %% ../nbs/00_data.ipynb #22e10724
+# %% ../nbs/00_data.ipynb #a07ca1d5
 class Batches:
     "Shuffled training batches of a data set that lives on `device` as bytes; the last, incomplete batch of an epoch is dropped"
     def __init__(self,
@@ -214,7 +214,7 @@ class Batches:
         idx = self.order(epoch)[i * self.batch_size:(i + 1) * self.batch_size]
         return to_float(self.images[idx]), self.labels[idx]
 
-# %% ../nbs/00_data.ipynb #abfcedc1
+# %% ../nbs/00_data.ipynb #af18b190
 class LoaderBatches:
     "The same as `Batches` for any map-style dataset of `(image uint8 [C, H, W], label)`, through a `DataLoader`"
     def __init__(self,

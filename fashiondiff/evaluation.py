@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['extractors', 'columns', 'Residual', 'Classifier', 'augment', 'train_classifier', 'load_classifier', 'logits',
            'class_accuracy', 'confusion', 'show_confusion', 'features', 'class_diversity', 'diversity',
-           'EvaluationError', 'Inception', 'get_extractor', 'Moments', 'frechet_distance', 'Summary', 'summarise',
-           'spread', 'kid', 'classifier_score', 'precision_recall', 'nearest', 'memory', 'show_neighbours',
+           'EvaluationError', 'Inception', 'Fmnist', 'get_extractor', 'Moments', 'frechet_distance', 'Summary',
+           'summarise', 'spread', 'kid', 'classifier_score', 'precision_recall', 'nearest', 'memory', 'show_neighbours',
            'fingerprint', 'generate', 'read_images', 'Reference', 'real_images', 'make_reference', 'measure',
            'measure_floor', 'to_markdown', 'falling', 'show_falling']
 
-# %% ../nbs/05_evaluation.ipynb #4fe37a98
-import hashlib, json, math, re, time, warnings
+# %% ../nbs/05_evaluation.ipynb #79992b09
+import copy, hashlib, json, math, re, time, warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from .guidance import guide
 from .sampling import sample_batches
 from .training import write_whole
 
-# %% ../nbs/05_evaluation.ipynb #4196fb0a
+# %% ../nbs/05_evaluation.ipynb #07d54bf5
 def _conv(c_in, c_out, stride=1):
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
     def features(self, x): "What it knows before it decides, `[B, 128]`"; return self.body(x).mean((2, 3))
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/05_evaluation.ipynb #c9d1a488
+# %% ../nbs/05_evaluation.ipynb #589b0a18
 def augment(
     x,  # images `[B, 1, 28, 28]` in [-1, 1]
     g,  # a `torch.Generator`
@@ -89,7 +89,7 @@ def train_classifier(
         opt.zero_grad(); loss.backward(); opt.step(); plan.step(); ema.update_parameters(net)
     return ema.module.eval()
 
-# %% ../nbs/05_evaluation.ipynb #3ebc6aa0
+# %% ../nbs/05_evaluation.ipynb #32bf99fb
 @lru_cache(1)
 def load_classifier():
     "The `Classifier` that comes with the package, trained on the 60,000 training images, in evaluation mode"
@@ -108,7 +108,7 @@ def logits(
 
 def _float(x): return to_float(x) if x.dtype == torch.uint8 else x
 
-# %% ../nbs/05_evaluation.ipynb #a2f8e6d7
+# %% ../nbs/05_evaluation.ipynb #9044c56f
 def class_accuracy(
     net,  # a `Classifier`
     x,  # images in [-1, 1]
@@ -126,7 +126,7 @@ def confusion(
     "How often class i (row) is taken for class j (column): int64 `[10, 10]`"
     return torch.bincount(labels * num_classes + logits(net, x).argmax(1), minlength=num_classes**2).view(num_classes, num_classes)
 
-# %% ../nbs/05_evaluation.ipynb #c3c651de
+# %% ../nbs/05_evaluation.ipynb #41698476
 def show_confusion(
     m,  # from `confusion`, `[10, 10]`
     title='',
@@ -139,7 +139,7 @@ def show_confusion(
     ax.set_title(title, fontsize=9); ax.set(xlabel='taken for', ylabel='is')
     return fig
 
-# %% ../nbs/05_evaluation.ipynb #d2eef69d
+# %% ../nbs/05_evaluation.ipynb #6fccbf56
 @torch.no_grad()
 def features(
     extractor,  # a `Classifier`, or any module or function from images in [-1, 1] to `[B, D]`
@@ -168,7 +168,7 @@ def diversity(
     "Mean feature distance of two images of the same class"
     return class_diversity(features(net, x), labels).nanmean().item()
 
-# %% ../nbs/05_evaluation.ipynb #d9db4eae
+# %% ../nbs/05_evaluation.ipynb #2264149c
 class EvaluationError(ValueError):
     "Something that is missing for an evaluation, or does not fit"
 
@@ -177,7 +177,7 @@ def _fetch_inception():
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
     try: torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True, map_location='cpu')
     except Exception as e:                                       # no network, no space, a damaged file: all say the same to a person
-        raise EvaluationError(f'the weights of inception are not to be had ({type(e).__name__}: {e}): fetch {url} and put it into {torch.hub.get_dir()}/checkpoints') from None
+        raise EvaluationError(f'the weights of inception are not to be had ({type(e).__name__}: {e}): fetch {url} and put it into {str(Path(torch.hub.get_dir())/"checkpoints").replace(str(Path.home()), "~")}') from None
 
 class Inception(nn.Module):
     "The 2,048 features of the literature's FID (Heusel et al. 2017), by torch-fidelity: `[B, C, H, W]` in [-1, 1] to `[B, 2048]`. Raises `EvaluationError` without package or weights."
@@ -190,7 +190,13 @@ class Inception(nn.Module):
     @torch.no_grad()
     def forward(self, x): return self.net(to_uint8(x).expand(-1, 3, -1, -1))[0]
 
-extractors = dict(fmnist=load_classifier, inception=Inception)  # makers of extractors by name
+class Fmnist(nn.Module):
+    "The 128 features of the shipped classifier: `[B, 1, 28, 28]` in [-1, 1] to `[B, 128]`"
+    def __init__(self): super().__init__(); self.net = copy.deepcopy(load_classifier())
+    @torch.no_grad()
+    def forward(self, x): return self.net.features(x)
+
+extractors = dict(fmnist=Fmnist, inception=Inception)  # makers of extractors by name
 
 def get_extractor(
     which,  # a key of `extractors`, or an extractor, which is passed through
@@ -202,7 +208,7 @@ def get_extractor(
         which = extractors[which]()
     return which.eval().to(device) if isinstance(which, nn.Module) else which
 
-# %% ../nbs/05_evaluation.ipynb #407ee614
+# %% ../nbs/05_evaluation.ipynb #d664ef76
 class Moments:
     "Number, sum and sum of outer products of features, in float64"
     def __init__(self): self.n, self.total, self.outer = 0, 0., 0.
@@ -237,7 +243,7 @@ def frechet_distance(
     cross = torch.linalg.eigvalsh(b.root @ a.cov @ b.root).clamp(min=0).sqrt().sum()
     return ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross).item()
 
-# %% ../nbs/05_evaluation.ipynb #41851280
+# %% ../nbs/05_evaluation.ipynb #a0a28787
 class Summary(NamedTuple):
     "What is kept of a set of images"
     moments: Moments  # of all of them
@@ -266,7 +272,7 @@ def spread(
     d = torch.tensor([frechet_distance(Moments().add(f, w), real.moments) for w in counts])
     return 1.96 * d.std().item() * (m / fake.moments.n) ** .5
 
-# %% ../nbs/05_evaluation.ipynb #b709dac1
+# %% ../nbs/05_evaluation.ipynb #81eceb05
 def kid(
     real, fake,  # features `[n, D]`
     subsets=50, size=1000,  # how many subsets of which size; smaller sets are used whole
@@ -289,7 +295,7 @@ def classifier_score(
         metric.update(logits.double())
         return metric.compute()[0].item()
 
-# %% ../nbs/05_evaluation.ipynb #7b07a5f2
+# %% ../nbs/05_evaluation.ipynb #983d3310
 def _reach(f, k, chunk=1000):
     "Distance of each of many points to its k-th nearest neighbour among them"
     return torch.cat([torch.cdist(c, f).kthvalue(k + 1, 1).values for c in f.split(chunk)])
@@ -306,7 +312,7 @@ def precision_recall(
     n = min(len(real), len(fake)); real, fake = real[:n].float(), fake[:n].float()
     return _inside(fake, real, _reach(real, k)), _inside(real, fake, _reach(fake, k))
 
-# %% ../nbs/05_evaluation.ipynb #65a8134b
+# %% ../nbs/05_evaluation.ipynb #e7dbe629
 def nearest(
     x,  # images `[n, C, H, W]` in [-1, 1], or bytes
     among,  # images `[N, C, H, W]` in [-1, 1], or bytes
@@ -336,7 +342,7 @@ def show_neighbours(
     idx = nearest(x, among, k)[1]; rows = torch.cat([_float(x), *(_float(among[idx[:, j]]) for j in range(k))])
     return show_images(rows, len(x), 'In the first row images, below each its nearest training images', rows=['image'] + [f'nearest {j + 1}' for j in range(k)]).figure
 
-# %% ../nbs/05_evaluation.ipynb #62177e56
+# %% ../nbs/05_evaluation.ipynb #27e93bff
 def _shards(folder):
     "The images and labels of a folder of samples so far, and the seconds that they took. Raises `EvaluationError` naming a file that is damaged, foreign or out of order."
     images, labels, seconds = [], [], 0.
@@ -381,7 +387,7 @@ def generate(
     images, labels, seconds = _shards(folder)
     return images[:n], labels[:n], len(images) / seconds
 
-# %% ../nbs/05_evaluation.ipynb #810149d4
+# %% ../nbs/05_evaluation.ipynb #59362a41
 def read_images(
     folder,  # of PNG files, `CLASS_000.png` or any other names
     shape=(1, 28, 28),  # of the images wanted
@@ -410,7 +416,7 @@ def _read_png(path, shape):
     if im.size != (width, height): im = im.resize((width, height), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(im.tobytes()), dtype=torch.uint8).view(height, width, channels).permute(2, 0, 1)
 
-# %% ../nbs/05_evaluation.ipynb #127e6b1e
+# %% ../nbs/05_evaluation.ipynb #d96074a6
 class Reference(NamedTuple):
     "Real images to compare with, and what an extractor knows about them"
     extractor: object  # the extractor
@@ -450,7 +456,7 @@ def _plain(x):
     "A tensor as numbers for JSON, None for what is not a number"
     return [_plain(v) for v in x] if x.ndim else x.item() if x.isfinite() else None
 
-# %% ../nbs/05_evaluation.ipynb #4caf3c78
+# %% ../nbs/05_evaluation.ipynb #b6747eb3
 def measure(
     images,  # uint8 `[n, C, H, W]`
     labels,  # int64 `[n]`, or None if the classes are not known
@@ -478,7 +484,7 @@ def measure_floor(
     row = measure(r.images['test'][:n], r.labels['test'][:n], r, Summary(Moments().add(known), known) if len(known) == n else None, subject='real images')
     return row | dict(fd_test=frechet_distance(own, r.summary['test'].moments), fd_test_spread=spread(Summary(own, r.summary['train'].features[:n]), r.summary['test']))
 
-# %% ../nbs/05_evaluation.ipynb #399e2523
+# %% ../nbs/05_evaluation.ipynb #ac38c4ae
 columns = dict(subject='images', extractor='extractor', n='number', fd_train='FD train', fd_test='FD test', kid='KID ×1000', precision='precision', recall='recall', accuracy='recognised',
                diversity='diversity', score='score', nearest='nearest', copies='copies', images_per_second='images/s', calls='calls')  # of the table, with their headings
 
@@ -493,7 +499,7 @@ def _cell(row, k):
 
 def _protocol(row):
     "How a row came about, in one sentence"
-    if row.get('missing'): return f'{row["subject"]}, {row["extractor"]}: {row["missing"]}'
+    if row.get('missing'): return f'{row["extractor"]}: not measured here: {row["missing"]}'
     drawn = ', '.join(f'{k.replace("_", " ")} {row[k]}' for k in ('sampler', 'steps', 'guidance_scale', 'seed', 'weights', 'device') if k in row)
     return f'{row["subject"]}: {row["n"]:,} images, extractor {row["extractor"]}, against {row["n_train"]:,} of the training and {row["n_test"]:,} of the test split' + (f'; {drawn}' if drawn else '')
 
@@ -507,9 +513,9 @@ def to_markdown(
     "A table of all figures, and below it how each row came about"
     used = [k for k in columns if any(r.get(k) is not None for r in rows)]
     lines = ['| ' + ' | '.join(columns[k] for k in used) + ' |', '|' + '---|' * len(used)] + ['| ' + ' | '.join(_cell(r, k) for k in used) + ' |' for r in rows]
-    return '\n'.join(lines) + '\n\n' + '\n'.join(f'- {_protocol(r)}' for r in rows) + f'\n\n{_small_print}\n'
+    return '\n'.join(lines) + '\n\n' + '\n'.join(dict.fromkeys(f'- {_protocol(r)}' for r in rows)) + f'\n\n{_small_print}\n'
 
-# %% ../nbs/05_evaluation.ipynb #cdf15a0c
+# %% ../nbs/05_evaluation.ipynb #25941069
 def falling(
     images,  # uint8 `[n, C, H, W]`
     reference,  # a `Reference`

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['Guided', 'guide', 'draw_guidance', 'guidance_explorer']
 
-# %% ../nbs/04_guidance.ipynb #0b839edb
+# %% ../nbs/04_guidance.ipynb #ee2812bf
+import math
+from pathlib import Path
 import ipywidgets as W, matplotlib.pyplot as plt, torch
 from torch import nn
 from .data import classes, show_images
 from .sampling import sample, samplers
-from .schedule import explorer, to_x0_eps
+from .schedule import explorer
 from .training import load_model
 
-# %% ../nbs/04_guidance.ipynb #cc4ab413
+# %% ../nbs/04_guidance.ipynb #402d8f3e
 class Guided(nn.Module):
     "A denoiser that exaggerates the difference that the condition makes"
     def __init__(self, denoiser, scale, interval):
@@ -22,10 +24,11 @@ class Guided(nn.Module):
         self.kind, self.null, self.shape = denoiser.kind, denoiser.null, denoiser.shape
 
     def forward(self, x_t, t, cond):
-        if self.scale == 1: return self.denoiser(x_t, t, cond)
-        with_cond, without = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([cond, torch.full_like(cond, self.null)])).chunk(2)
         lo, hi = self.interval
-        scale = torch.where((t >= lo) & (t <= hi), self.scale, 1.).to(x_t.dtype).view(-1, *[1] * (x_t.ndim - 1))
+        inside = (t >= lo) & (t <= hi)
+        if self.scale == 1 or not inside.any(): return self.denoiser(x_t, t, cond)           # one question is enough
+        with_cond, without = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([cond, torch.full_like(cond, self.null)])).chunk(2)
+        scale = torch.where(inside, self.scale, 1.).to(x_t.dtype).view(-1, *[1] * (x_t.ndim - 1))
         return without + scale * (with_cond - without)
 
 def guide(
@@ -34,10 +37,10 @@ def guide(
     interval=(0, 10**9),  # first and last step at which it acts; elsewhere the denoiser is as trained
 ):
     "Classifier-free guidance (Ho & Salimans 2022, equation 6), on an interval of steps if you like (Kynkäänniemi et al. 2024). Raises `ValueError` for a negative scale."
-    if scale < 0: raise ValueError(f'guidance scale {scale}: it is 0 or more')
+    if not 0 <= scale < math.inf: raise ValueError(f'guidance scale {scale}: it is 0 or more')
     return Guided(denoiser, scale, interval)
 
-# %% ../nbs/04_guidance.ipynb #3407ecf8
+# %% ../nbs/04_guidance.ipynb #60f6360c
 def draw_guidance(
     label='shirt',  # class name
     scale=1.5,  # guidance scale
@@ -58,7 +61,7 @@ def guidance_explorer(
     model=None,  # from `load_model`, or a name for it; the shipped model if None
 ):
     "Class, scale, sampler, steps and seed by widgets; eight images are drawn anew on every change"
-    loaded = load_model(model) if isinstance(model, str) else model or load_model()
+    loaded = load_model(model) if isinstance(model, (str, Path)) else model or load_model()
     draw = lambda **kw: draw_guidance(loaded=loaded, **kw)
     return explorer(draw,
         label=W.Dropdown(options=classes, value='shirt', description='class'),

@@ -7,7 +7,7 @@ __all__ = ['grids', 'samplers', 'Step', 'final', 'timesteps', 'predict', 'poster
            'heun', 'network_calls', 'to_labels', 'sample_batches', 'default_steps', 'sample', 'slerp', 'img2img',
            'inpaint']
 
-# %% ../nbs/03_sampling.ipynb #d8909295
+# %% ../nbs/03_sampling.ipynb #cafdc563
 import inspect, math
 from typing import NamedTuple
 import torch
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .data import class_id, classes, rng
 from .schedule import to_x0_eps
 
-# %% ../nbs/03_sampling.ipynb #05de7c7c
+# %% ../nbs/03_sampling.ipynb #3b780cac
 class Step(NamedTuple):
     "What a sampler yields for each interval"
     t: int  # the step that was left
@@ -27,7 +27,7 @@ def final(steps):
     for step in steps: pass
     return step.x
 
-# %% ../nbs/03_sampling.ipynb #a8f0f44e
+# %% ../nbs/03_sampling.ipynb #ba2005d0
 grids = ('trailing', 'leading', 'linspace', 'karras')
 
 def timesteps(
@@ -57,7 +57,7 @@ def _karras(schedule, steps, rho_max=80., power=7):
     for i in range(1, steps): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
     return torch.maximum(ts, floor)
 
-# %% ../nbs/03_sampling.ipynb #ae3e11c3
+# %% ../nbs/03_sampling.ipynb #e5ec3093
 def _point(schedule, t):
     "alpha and sigma at a step as Python floats; (1, 0) for the clean image"
     return (schedule.alpha[t].item(), schedule.sigma[t].item()) if t >= 0 else (1., 0.)
@@ -78,7 +78,7 @@ def predict(
     x0 = x0.clamp(-1, 1)
     return x0, (x - alpha * x0) / sigma
 
-# %% ../nbs/03_sampling.ipynb #d5fb8cf0
+# %% ../nbs/03_sampling.ipynb #896e8a77
 def posterior(
     schedule,  # a `Schedule`
     t,  # the step left, an int
@@ -108,7 +108,7 @@ def ddpm(
         if s >= 0: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #86b1b912
+# %% ../nbs/03_sampling.ipynb #80a124ca
 def noise_like(
     seed,  # of the whole set of images
     ids,  # the index of each image in the set
@@ -119,7 +119,7 @@ def noise_like(
     gens = [rng(seed, i, salt=5) for i in ids]
     return lambda *_: torch.stack([torch.randn(shape, generator=g) for g in gens]).to(device)
 
-# %% ../nbs/03_sampling.ipynb #bc071c89
+# %% ../nbs/03_sampling.ipynb #1523d8d8
 def ddim(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -141,7 +141,7 @@ def ddim(
         if std: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #43b9b1fb
+# %% ../nbs/03_sampling.ipynb #34e06afb
 def _half_log_snr(schedule, t):
     alpha, sigma = _point(schedule, t)
     return math.log(alpha) - math.log(sigma) if sigma else math.inf
@@ -166,7 +166,7 @@ def dpmpp_2m(
         prev, h_prev = x0, h
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #aa98d39a
+# %% ../nbs/03_sampling.ipynb #66f8a7bf
 def heun(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -198,7 +198,7 @@ def network_calls(
     "How often a sampler calls the denoiser"
     return 2 * steps - 1 if sampler == 'heun' else steps
 
-# %% ../nbs/03_sampling.ipynb #26ee6d5c
+# %% ../nbs/03_sampling.ipynb #416662fa
 def to_labels(
     cond,  # a class name or id, or a list of them; None: no label
     n,  # images of each
@@ -210,7 +210,7 @@ def to_labels(
     many = cond if isinstance(cond, (list, tuple, range)) else [cond]
     return torch.tensor([null if c is None else class_id(c, names) for c in many]).repeat_interleave(n)
 
-# %% ../nbs/03_sampling.ipynb #53f9bd54
+# %% ../nbs/03_sampling.ipynb #6dc2e0b4
 @torch.no_grad()
 def sample_batches(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
@@ -241,7 +241,7 @@ def default_steps(sampler, schedule, steps=None):
     own = inspect.signature(samplers[sampler]).parameters['steps'].default or len(schedule)
     return steps or min(own, len(schedule))
 
-# %% ../nbs/03_sampling.ipynb #73364654
+# %% ../nbs/03_sampling.ipynb #f5ce163b
 def sample(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
     schedule,  # the `Schedule` that it was trained with
@@ -257,12 +257,12 @@ def sample(
     **options,  # of the sampler: `grid`, `clip`, `eta`
 ):
     "Images `[n · classes, C, H, W]` in [-1, 1], class by class. Raises `ValueError` for an unknown sampler, class or number of steps."
-    if n < 1: raise ValueError(f'n = {n}: at least one image')
+    if n < 1 or batch_size < 1: raise ValueError(f'n = {n}, batch_size = {batch_size}: at least one image')
     labels, steps = to_labels(cond, n, denoiser.null, names), default_steps(sampler, schedule, steps)
     with tqdm(total=steps * -(-len(labels) // batch_size), disable=not progress, desc=f'{sampler}, {steps} steps') as bar:
         return torch.cat(list(sample_batches(denoiser, schedule, labels, sampler, steps, seed, batch_size, device, tick=bar.update, **options)))
 
-# %% ../nbs/03_sampling.ipynb #ba3ea810
+# %% ../nbs/03_sampling.ipynb #fb3f6e89
 def slerp(
     a, b,  # noise of the same shape, `[C, H, W]`
     w,  # 0 gives a, 1 gives b
@@ -272,7 +272,7 @@ def slerp(
     if torch.sin(angle) < 1e-3: return torch.lerp(a, b, w)
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
-# %% ../nbs/03_sampling.ipynb #aa569552
+# %% ../nbs/03_sampling.ipynb #3251e91f
 @torch.no_grad()
 def img2img(
     denoiser,  # a denoiser
@@ -297,7 +297,7 @@ def img2img(
     x = cut.add_noise(images, noise(), torch.full((len(images),), first, device=images.device))
     return final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options)).clamp(-1, 1)
 
-# %% ../nbs/03_sampling.ipynb #4cb61098
+# %% ../nbs/03_sampling.ipynb #f54f6138
 def inpaint(
     denoiser,  # a denoiser
     schedule,  # its `Schedule`
@@ -307,6 +307,7 @@ def inpaint(
     "A denoiser that knows part of the answer: its estimate of x0 is `known` under the mask (after the replacement of Song et al. 2021, appendix I)"
     def f(x_t, t, cond):
         x0, _ = to_x0_eps(schedule, denoiser(x_t, t, cond), x_t, t, denoiser.kind)
-        return torch.where(mask.bool(), known, x0.clamp(-1, 1))
+        k, m = (z.repeat(len(x_t) // len(known), 1, 1, 1) if z.ndim == 4 and len(z) == len(known) else z for z in (known, mask))   # a guided call asks for twice as many
+        return torch.where(m.bool(), k, x0.clamp(-1, 1))
     f.kind, f.null, f.shape = 'x0', denoiser.null, denoiser.shape
     return f

@@ -6,13 +6,13 @@
 __all__ = ['schedules', 'kinds', 'Schedule', 'linear', 'cosine', 'sigmoid', 'flow', 'make_schedule', 'to_x0_eps', 'target',
            'explorer', 'draw_noise', 'noise_explorer']
 
-# %% ../nbs/00_schedule.ipynb #b5a8eeed
+# %% ../nbs/00_schedule.ipynb #2afa9b6b
 import asyncio, html, io, math
 from dataclasses import dataclass, field
 import ipywidgets as W, matplotlib.pyplot as plt, torch
 from .data import classes, sample_data, show_images, to_float, rng
 
-# %% ../nbs/00_schedule.ipynb #9acb2150
+# %% ../nbs/00_schedule.ipynb #aa6f73a5
 @dataclass(eq=False)
 class Schedule:
     "Two curves over the steps: `x_t = alpha[t]·x0 + sigma[t]·eps`"
@@ -47,7 +47,7 @@ class Schedule:
         alpha, sigma = self.at(t, x0)
         return alpha * x0 + sigma * eps
 
-# %% ../nbs/00_schedule.ipynb #dfbc2327
+# %% ../nbs/00_schedule.ipynb #b2595ac8
 def _from_betas(name, betas):
     "A variance-preserving schedule from its step sizes, float64 `[T]`"
     alpha_bar = (1 - betas).cumprod(0)
@@ -61,7 +61,7 @@ def linear(
     "DDPM's schedule: betas rise linearly (Ho et al. 2020, section 4)"
     return _from_betas('linear', torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
 
-# %% ../nbs/00_schedule.ipynb #20fb8060
+# %% ../nbs/00_schedule.ipynb #f57bbba4
 def _from_alpha_bar(name, f, T, max_beta=0.999):
     "A variance-preserving schedule from a curve `f(u)`, u in [0, 1], of what is left of the signal's variance"
     u = torch.arange(T + 1, dtype=torch.float64) / T
@@ -85,7 +85,7 @@ def sigmoid(
     sig = lambda u: torch.sigmoid(torch.as_tensor((u * (end - start) + start) / tau, dtype=torch.float64))
     return _from_alpha_bar('sigmoid', lambda u: (sig(1.) - sig(u)) / (sig(1.) - sig(0.)), T)
 
-# %% ../nbs/00_schedule.ipynb #c48781a0
+# %% ../nbs/00_schedule.ipynb #2067b1f0
 def flow(
     T=1000,  # number of steps
 ):
@@ -104,7 +104,7 @@ def make_schedule(
     if T < 2: raise ValueError(f'a schedule needs at least 2 steps, not {T}')
     return schedules[name](T)
 
-# %% ../nbs/00_schedule.ipynb #b04884a9
+# %% ../nbs/00_schedule.ipynb #a62fbff0
 kinds = ('eps', 'x0', 'v')  # what a denoiser may predict
 
 def to_x0_eps(
@@ -134,7 +134,7 @@ def target(
     if kind == 'v': alpha, sigma = schedule.at(t, x0); return alpha * eps - sigma * x0
     raise ValueError(f'unknown prediction kind {kind!r}: it is one of {", ".join(kinds)}')
 
-# %% ../nbs/00_schedule.ipynb #b8601112
+# %% ../nbs/00_schedule.ipynb #89f27cd9
 def _soon(f, seconds=.03):
     "Call `f` when the event loop is free, or at once where there is none"
     try: asyncio.get_running_loop().call_later(seconds, f)
@@ -161,7 +161,7 @@ def explorer(
     box.controls, box.picture, box.message, box.redraw = controls, picture, message, redraw
     return box
 
-# %% ../nbs/00_schedule.ipynb #0d4233bc
+# %% ../nbs/00_schedule.ipynb #2606c2f3
 def draw_noise(
     schedule='cosine',  # name of a schedule
     t=300,  # step, 0 to 999

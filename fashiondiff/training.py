@@ -9,15 +9,15 @@ __all__ = ['presets', 'loss_weights', 'losses', 'draw', 'ema_decay', 'Config', '
            'Loaded', 'shipped_models', 'find_model', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'Keeper',
            'fit']
 
-# %% ../nbs/02_training.ipynb #bc0baed7
-import csv, json, math, os, time, warnings
-from dataclasses import asdict, dataclass, fields, replace
+# %% ../nbs/02_training.ipynb #c04dc76d
+import csv, io, json, math, os, time, warnings
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -26,7 +26,7 @@ from .data import assets, rng, stream_seed
 from .schedule import kinds, make_schedule, schedules, target
 from .unet import build_network
 
-# %% ../nbs/02_training.ipynb #4bdaa58d
+# %% ../nbs/02_training.ipynb #700a28d2
 def loss_weights(
     schedule,  # a `Schedule`
     kind,  # what the network predicts: `"eps"`, `"x0"` or `"v"`
@@ -52,7 +52,7 @@ def losses(
     pred = denoiser(schedule.add_noise(x0, eps, t), t, cond)
     return (pred.float() - target(schedule, x0, eps, t, denoiser.kind)).square().flatten(1).mean(1)
 
-# %% ../nbs/02_training.ipynb #a9c70fb4
+# %% ../nbs/02_training.ipynb #ea2f6a64
 def draw(
     seed, step,  # which random numbers: those of this step of the run with this seed
     x0,  # images `[B, …]`
@@ -68,7 +68,7 @@ def draw(
     drop = torch.rand(len(x0), generator=g, device=x0.device) < p_uncond
     return t, eps, torch.where(drop, torch.full_like(cond, null), cond)
 
-# %% ../nbs/02_training.ipynb #e3680b09
+# %% ../nbs/02_training.ipynb #430ae286
 def ema_decay(
     n,  # updates so far
     decay=0.9999,  # in the long run
@@ -77,7 +77,7 @@ def ema_decay(
     "The decay of the next EMA update"
     return min(decay, (1 + n) / (10 + n)) if warmup else decay
 
-# %% ../nbs/02_training.ipynb #d817fa62
+# %% ../nbs/02_training.ipynb #9f0a32ed
 @dataclass
 class Config:
     "Preset `fast`: the plain recipe of the literature, for a GPU"
@@ -112,7 +112,7 @@ class Config:
     mixed_precision: str = 'no'       # 'fp16' or 'bf16' where the device is quicker with it
     seed: int = 0                     # decides every random number of the run
 
-# %% ../nbs/02_training.ipynb #f60adb83
+# %% ../nbs/02_training.ipynb #9aadba5f
 @dataclass
 class HQ(Config):
     "Preset `hq`: a larger network trained for longer, for a GPU"
@@ -123,7 +123,7 @@ class HQ(Config):
     epochs: int = 300                        # and six times as long, which pays only with the capacity
     batch_size: int = 128                    # twice as many steps an epoch
 
-# %% ../nbs/02_training.ipynb #6cf6f753
+# %% ../nbs/02_training.ipynb #86d9980f
 @dataclass
 class Tiny(Config):
     "Preset `tiny`: the best that about ten minutes on two CPU cores can train"
@@ -143,7 +143,7 @@ class Tiny(Config):
 
 presets = dict(tiny=Tiny, fast=Config, hq=HQ)  # presets by name
 
-# %% ../nbs/02_training.ipynb #841840f6
+# %% ../nbs/02_training.ipynb #8305e7ca
 class ConfigError(ValueError):
     "A setting that does not exist or makes no sense"
 
@@ -154,8 +154,8 @@ def _fit_type(name, value, default):
     if fits.get(kind.__name__, type(value) is kind): return kind(value)
     raise ConfigError(f'{name} = {value!r}: it should be of type {kind.__name__}')
 
-# %% ../nbs/02_training.ipynb #18bc4912
-_choices = dict(beta_schedule=tuple(schedules), prediction=kinds, weighting=('uniform', 'min_snr'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
+# %% ../nbs/02_training.ipynb #9ac65174
+_choices = dict(beta_schedule=schedules, prediction=kinds, weighting=('uniform', 'min_snr'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
 _at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, patch_size=1, timesteps=2, batch_size=1,
     epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
 _at_most = dict(dropout=1, ema_decay=1, p_uncond=1)
@@ -182,7 +182,7 @@ def make_config(
         if k not in known: raise ConfigError(f'unknown setting {k!r}' + ''.join(f': did you mean {m!r}?' for m in get_close_matches(k, known, 1)))
     return _check(replace(base, **{k: _fit_type(k, v, known[k]) for k, v in changes.items()}))
 
-# %% ../nbs/02_training.ipynb #90576da4
+# %% ../nbs/02_training.ipynb #e3bae2ee
 _network_fields = ('image_size', 'channels', 'num_classes', 'base_channels', 'channel_mults', 'num_res_blocks', 'attention_resolutions', 'dropout', 'patch_size')
 
 def build(
@@ -199,7 +199,7 @@ def schedule_of(config):
     "The schedule of a configuration"
     return make_schedule(config.beta_schedule, config.timesteps)
 
-# %% ../nbs/02_training.ipynb #c3b14596
+# %% ../nbs/02_training.ipynb #54a38391
 def lr_factor(
     step,  # steps taken so far
     total,  # steps in all
@@ -210,7 +210,7 @@ def lr_factor(
     rise = min(1., (step + 1) / (warmup + 1))
     return rise * ((1 + math.cos(math.pi * min(1., step / max(1, total)))) / 2 if decay == 'cosine' else 1.)
 
-# %% ../nbs/02_training.ipynb #68ef5ab7
+# %% ../nbs/02_training.ipynb #f5411048
 def pick_device(
     device=None,  # `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None picks the best there is
 ) -> str:
@@ -229,10 +229,10 @@ def make_accelerator(
     device = pick_device(device)
     if device == 'cpu' and mixed_precision == 'fp16': raise ConfigError('mixed_precision fp16 needs a GPU: on a CPU use bf16 or no')
     if not torch.distributed.is_initialized(): AcceleratorState._reset_state(True)      # a notebook may make several in turn
-    if device.startswith('cuda') and not torch.distributed.is_initialized(): torch.cuda.set_device(device)
+    if device.startswith('cuda') and 'LOCAL_RANK' not in os.environ: torch.cuda.set_device(device)   # several processes get one each
     return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, **kwargs)
 
-# %% ../nbs/02_training.ipynb #46c9a97b
+# %% ../nbs/02_training.ipynb #d09a2e91
 class Trainer:
     "Everything that changes while a model trains; iterate over it to train"
     def __init__(self,
@@ -261,7 +261,7 @@ class Trainer:
 
     def _average(self, ema, params, _): torch._foreach_lerp_(ema, params, 1 - ema_decay(self.step, self.config.ema_decay, self.config.ema_warmup))
 
-# %% ../nbs/02_training.ipynb #31472b2f
+# %% ../nbs/02_training.ipynb #de2a381f
 @patch
 def _slice(self: Trainer, *tensors):
     "This process's share of a global batch"
@@ -272,14 +272,14 @@ def _slice(self: Trainer, *tensors):
 def loss(self: Trainer):
     "The weighted loss of the coming step on this process's share of the batch"
     c, a = self.config, self.accelerator
-    x0, cond = self.batches.at(self.step)
+    x0, cond = (z.to(self.device) for z in self.batches.at(self.step))
     t, eps, cond = draw(c.seed, self.step, x0, cond, self.raw.null, len(self.schedule), c.p_uncond)
     x0, cond, t, eps = self._slice(x0, cond, t, eps)
     x0, eps = (z.contiguous(memory_format=torch.channels_last) for z in (x0, eps))
     torch.manual_seed(stream_seed(c.seed, self.step * a.num_processes + a.process_index, salt=4))
     return (self.weights[t] * losses(self.model, self.schedule, x0, cond, t, eps)).mean()
 
-# %% ../nbs/02_training.ipynb #4f3e66f8
+# %% ../nbs/02_training.ipynb #6802f100
 class Log(NamedTuple):
     "What one training step did"
     step: int  # steps taken, this one included
@@ -300,8 +300,10 @@ def one_step(self: Trainer) -> Log:
     self.whole = False
     self.optimizer.step(); self.optimizer.zero_grad()
     self.ema.update_parameters(self.raw)
-    self.step += 1; self.whole = True
-    return self._log(self.accelerator.reduce(loss.detach(), 'mean'), lr)
+    self.step += 1
+    log = self._log(self.accelerator.reduce(loss.detach(), 'mean'), lr)
+    self.whole = True
+    return log
 
 @patch
 def _log(self: Trainer, loss, lr):
@@ -316,7 +318,7 @@ def __iter__(self: Trainer):
     "Train until the end, one `Log` a step; stop whenever you like"
     while self.step < self.total: yield self.one_step()
 
-# %% ../nbs/02_training.ipynb #fcb089a0
+# %% ../nbs/02_training.ipynb #c6a3088d
 class CheckpointError(ValueError):
     "A file that is missing, damaged, or not a checkpoint of this project"
 
@@ -331,7 +333,7 @@ def write_whole(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/02_training.ipynb #185999fa
+# %% ../nbs/02_training.ipynb #25349e20
 def read_checkpoint(path) -> dict:
     "The contents of a `.pth` file of ours, on the CPU. Raises `CheckpointError` naming the file."
     path = Path(path)
@@ -346,7 +348,7 @@ def config_from(d, path) -> Config:
     try: return make_config(**d)
     except (ConfigError, TypeError) as e: raise CheckpointError(f'{path}: {e}') from None
 
-# %% ../nbs/02_training.ipynb #f549c289
+# %% ../nbs/02_training.ipynb #910a75f0
 def _state(trainer):
     return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, ema=trainer.ema.module.state_dict(),
                 model=trainer.raw.state_dict(), optimizer=trainer.optimizer.state_dict(), n_averaged=trainer.ema.n_averaged.item(),
@@ -362,7 +364,7 @@ def save_checkpoint(
     if weights_only: state = {k: state[k] for k in ('config', 'step', 'ema')}
     write_whole(path, lambda f: torch.save(state, f))
 
-# %% ../nbs/02_training.ipynb #b46b34fb
+# %% ../nbs/02_training.ipynb #04ef2585
 def differences(
     config,  # a `Config`
     changes,  # a dict of values for its fields
@@ -371,9 +373,9 @@ def differences(
     return ', '.join(f'{k} = {v} (there: {getattr(config, k)})' for k, v in changes.items() if v != getattr(config, k) and k not in ('epochs', 'steps'))
 
 def _moments_fit(optimizer):
-    "Has every parameter its two moments, in its own shape? PyTorch does not check, and its fused kernel crashes on others"
-    params = [p for g in optimizer.param_groups for p in g['params']]
-    return all({k: getattr(v, 'shape', None) for k, v in optimizer.state.get(p, {}).items() if k != 'step'} == dict(exp_avg=p.shape, exp_avg_sq=p.shape) for p in params)
+    "Has every parameter no moments yet, or two of its own shape? PyTorch does not check, and its fused kernel crashes on others"
+    shapes = lambda p: {k: getattr(v, 'shape', None) for k, v in optimizer.state.get(p, {}).items() if k != 'step'}
+    return all(shapes(p) in ({}, dict(exp_avg=p.shape, exp_avg_sq=p.shape)) for g in optimizer.param_groups for p in g['params'])
 
 def resume(
     trainer,  # a fresh `Trainer` of the same configuration
@@ -392,7 +394,7 @@ def resume(
     if trainer.accelerator.scaler and state['scaler']: trainer.accelerator.scaler.load_state_dict(state['scaler'])
     return trainer
 
-# %% ../nbs/02_training.ipynb #590461b9
+# %% ../nbs/02_training.ipynb #b2cab056
 def save_weights(
     model,  # a network
     config,  # its `Config`
@@ -409,7 +411,7 @@ def _read_weights(path):
         return config_from(json.loads(meta['config']), path), state, json.loads(meta.get('card', '{}'))
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as e: raise CheckpointError(f'{path} is not a weights file of fashiondiff ({type(e).__name__})') from None
 
-# %% ../nbs/02_training.ipynb #8ec80f7b
+# %% ../nbs/02_training.ipynb #daecf0d6
 class Loaded(NamedTuple):
     "A model ready to sample from"
     model: torch.nn.Module  # a denoiser with averaged weights, in evaluation mode
@@ -427,13 +429,13 @@ def find_model(name):
     path, shipped = Path(name), shipped_models()
     if str(name) in shipped: return shipped[str(name)]
     if path.is_dir():
-        inside = [path/n for n in ('final_model.pth', 'best_model.pth', 'checkpoint_last.pth') if (path/n).is_file()] + sorted(path.glob('checkpoint_epoch_*.pth'))[::-1]
+        inside = [path/n for n in ('final_model.pth', 'best_model.pth', 'checkpoint_last.pth') if (path/n).is_file()] + sorted(path.glob('checkpoint_epoch_*.pth'), key=lambda p: (len(p.name), p.name))[::-1]
         if not inside: raise CheckpointError(f'the folder {path} holds no model')
         return inside[0]
     if path.is_file(): return path
     raise CheckpointError(f'there is no model {str(name)!r}: give a file, the folder of a run, or one of {", ".join(shipped)}')
 
-# %% ../nbs/02_training.ipynb #98b55619
+# %% ../nbs/02_training.ipynb #abd08a4d
 def load_model(
     name_or_path='fashion',  # a shipped model's name, a `.safetensors` or `.pth` file, or the folder of a run
     device='cpu',  # where to put it
@@ -446,7 +448,7 @@ def load_model(
     except (ConfigError, RuntimeError, AttributeError) as e: raise CheckpointError(f'the weights in {path} do not fit its configuration') from e
     return Loaded(model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), schedule_of(config), config, card)
 
-# %% ../nbs/02_training.ipynb #12131af5
+# %% ../nbs/02_training.ipynb #01cacb24
 def newest_checkpoint(
     out,  # the folder of a run
 ):
@@ -458,15 +460,16 @@ def newest_checkpoint(
         if step > best_step: best, best_step = p, step
     return best
 
-# %% ../nbs/02_training.ipynb #e529d756
+# %% ../nbs/02_training.ipynb #852df563
 class RunLog:
     "`log.csv` of a run: a row every `every` steps; what lies after the step that a run is resumed from is cut off"
     columns = ('step', 'epoch', 'loss', 'lr', 'seconds')
     def __init__(self, path, step=0, every=50):
         self.path, self.every = Path(path), every
-        rows = [r for r in csv.DictReader(self.path.open()) if int(r['step']) <= step] if step and self.path.is_file() else []
+        rows = [r for r in csv.DictReader(self.path.open()) if None not in r.values() and int(r['step']) <= step] if step and self.path.is_file() else []
         self.start = time.monotonic() - (float(rows[-1]['seconds']) if rows else 0)
-        with self.path.open('w', newline='') as f: w = csv.DictWriter(f, self.columns); w.writeheader(); w.writerows(rows)
+        text = io.StringIO(newline=''); w = csv.DictWriter(text, self.columns); w.writeheader(); w.writerows(rows)
+        write_whole(self.path, lambda f: f.write(text.getvalue().encode()))
 
     def add(self, log):
         if log.step % self.every and log.epoch_loss is None: return
@@ -478,7 +481,7 @@ def read_log(out):
     rows = list(csv.DictReader((Path(out)/'log.csv').open()))
     return {k: [float(r[k]) for r in rows] for k in RunLog.columns}
 
-# %% ../nbs/02_training.ipynb #767ac8ff
+# %% ../nbs/02_training.ipynb #7cf8242f
 class Keeper:
     "Writes the checkpoints of a run"
     def __init__(self, trainer, out, epochs, minutes):
@@ -501,7 +504,7 @@ class Keeper:
         t = self.trainer
         if t.whole and t.step and (t.step > self.step or not (self.out/'checkpoint_last.pth').is_file()): self.last()
 
-# %% ../nbs/02_training.ipynb #5e5887fb
+# %% ../nbs/02_training.ipynb #1f1dcca1
 def fit(
     trainer,  # a `Trainer`
     out,  # folder of the run; made if needed

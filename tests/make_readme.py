@@ -1,4 +1,4 @@
-"""README.md from nbs/index.ipynb, as `nbdev_readme` makes it, where Quarto is not at hand: `python tests/make_readme.py`."""
+"""README.md from nbs/index.ipynb without Quarto: `python tests/make_readme.py`."""
 import base64, re
 from pathlib import Path
 import nbformat

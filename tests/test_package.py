@@ -20,7 +20,7 @@ def test_the_wheel_holds_weights_and_sample_data_and_is_small(tmp_path):
     assert {"fashiondiff/assets/classifier.safetensors", "fashiondiff/assets/fashion_mnist_sample.safetensors"} <= set(names)
     assert any(n.startswith("fashiondiff/weights/") for n in names)
     entry = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
-    assert "fashiondiff_train" in entry and "fashiondiff_sample" in entry
+    assert all(f"fashiondiff_{c}" in entry for c in ("train", "sample", "eval"))
 
 def test_importing_the_front_door_is_quick_and_complete():
     code = "import fashiondiff, sys; assert 'torch' not in sys.modules; from fashiondiff import load_model, sample, guide, show_images; print(fashiondiff.__version__)"
