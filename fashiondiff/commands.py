@@ -8,7 +8,7 @@ __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'save_images',
            'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'write_table', 'eval_command', 'eval_main',
            'main']
 
-# %% ../nbs/06_commands.ipynb #8223dab7
+# %% ../nbs/06_commands.ipynb #84bb50c0
 import argparse, contextlib, json, os, signal, sys, time
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -23,7 +23,7 @@ from .sampling import default_steps, network_calls, sample, samplers
 from .training import (CheckpointError, Config, ConfigError, Trainer, config_from, differences, find_model, fit, load_model, make_accelerator, make_config,
     newest_checkpoint, pick_device, presets, read_checkpoint, shipped_models, write_whole)
 
-# %% ../nbs/06_commands.ipynb #be62b4fb
+# %% ../nbs/06_commands.ipynb #6ca50ce0
 class _Parser(argparse.ArgumentParser):
     def error(self, message): fail(f'{message} (--help lists the options)')
 
@@ -41,7 +41,7 @@ def _plain_errors():
         if 'out of memory' in str(e) or "can't allocate" in str(e) or isinstance(e, MemoryError): fail(f'out of memory: try a smaller --batch_size ({e})')
         raise
 
-# %% ../nbs/06_commands.ipynb #41d9ae50
+# %% ../nbs/06_commands.ipynb #714ddbd6
 def sample_parser():
     "The options of `fashiondiff_sample`"
     p = _Parser('fashiondiff_sample', description='Generate images of clothes.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
@@ -61,7 +61,7 @@ def sample_parser():
     p.add_argument('--device', default=None, help='cpu, cuda, cuda:1, mps (the best there is)')
     return p
 
-# %% ../nbs/06_commands.ipynb #6e9d1900
+# %% ../nbs/06_commands.ipynb #e34a063f
 def which_sampler(args):
     "Sampler and steps from the options, older names included. Raises `ConfigError` for a contradiction."
     if args.use_ddim and args.sampler not in (None, 'ddim'): raise ConfigError(f'--use_ddim contradicts --sampler {args.sampler}: give one of them')
@@ -69,7 +69,7 @@ def which_sampler(args):
     if None not in (args.ddim_steps, args.steps) and args.ddim_steps != args.steps: raise ConfigError(f'--ddim_steps {args.ddim_steps} contradicts --steps {args.steps}')
     return ('ddim' if args.use_ddim else args.sampler or 'dpmpp_2m'), (args.steps if args.ddim_steps is None else args.ddim_steps)
 
-# %% ../nbs/06_commands.ipynb #03244387
+# %% ../nbs/06_commands.ipynb #06491261
 def write_png(
     x,  # uint8 array `[H, W]` or `[H, W, C]`
     path,  # of the `.png`
@@ -88,7 +88,7 @@ def save_images(
         i = count[name] = count.get(name, -1) + 1
         write_png((im[0] if len(im) == 1 else im.permute(1, 2, 0)).numpy(), out/f'{name}_{i:03d}.png')
 
-# %% ../nbs/06_commands.ipynb #63edb978
+# %% ../nbs/06_commands.ipynb #67b20a8f
 def which_images(args, names):
     "The class names that were asked for, and how many images of each. Raises `ConfigError` for a contradiction or an impossible number."
     if args.label is not None and args.all_classes: raise ConfigError('--class contradicts --all_classes: give one of them')
@@ -115,7 +115,7 @@ def sample_main(argv=None):
     "`fashiondiff_sample`"
     with _plain_errors(): sample_command(sample_parser().parse_args(argv))
 
-# %% ../nbs/06_commands.ipynb #dd987f33
+# %% ../nbs/06_commands.ipynb #1bb8c5aa
 def _value(field):
     "How the text of a flag becomes the value of a configuration field"
     kind = type(field.default)
@@ -141,7 +141,7 @@ def train_parser():
         if f.name != 'preset': p.add_argument(f'--{f.name}', type=_value(f), default=None, metavar=f.name.upper(), help=argparse.SUPPRESS if f.name in ('network',) else f'({f.default})')
     return p
 
-# %% ../nbs/06_commands.ipynb #ece326e7
+# %% ../nbs/06_commands.ipynb #f2c21c15
 def config_of(args, stored=None):
     "The configuration that the options ask for; `stored` is that of the run to be resumed. Raises `ConfigError`."
     changes = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != 'preset' and getattr(args, f.name) is not None}
@@ -151,7 +151,7 @@ def config_of(args, stored=None):
     if other := differences(stored, changes): raise ConfigError(f'--resume with a different config: {other}')
     return make_config(stored.preset, **{**{k: v for k, v in asdict(stored).items() if k != 'preset'}, **changes})
 
-# %% ../nbs/06_commands.ipynb #d3993aa7
+# %% ../nbs/06_commands.ipynb #3385abf7
 def tracker(accelerator, config, out, mode):
     "Start wandb through accelerate: `online`, `offline` or `disabled`"
     os.environ.setdefault('WANDB_SILENT', 'true')
@@ -162,7 +162,7 @@ def wandb_mode(choice):
     mode = choice or os.environ.get('WANDB_MODE') or 'offline'
     return mode if mode in ('online', 'offline', 'disabled') else 'offline'
 
-# %% ../nbs/06_commands.ipynb #88a01f80
+# %% ../nbs/06_commands.ipynb #0070556d
 def preview(trainer, path, n=8, steps=20):
     "A grid of samples of every class with the averaged weights, rows are classes; returns the path"
     names = class_names(trainer.raw.null)
@@ -171,7 +171,7 @@ def preview(trainer, path, n=8, steps=20):
     write_png(to_grid(x, n), path)
     return path
 
-# %% ../nbs/06_commands.ipynb #ddf9a076
+# %% ../nbs/06_commands.ipynb #172a950c
 @contextlib.contextmanager
 def signals():
     "Within it, ctrl-C and SIGTERM set `caught['signal']` instead of ending the process; a second one ends it"
@@ -186,7 +186,7 @@ def signals():
     finally:
         for s, h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/06_commands.ipynb #29ca7967
+# %% ../nbs/06_commands.ipynb #40df8e87
 def _any(accelerator, stop):
     "Does any process want to stop?"
     if accelerator.num_processes == 1: return bool(stop)
@@ -203,7 +203,7 @@ def _show(trainer, accelerator, path):
     preview(trainer, path)
     for t in accelerator.trackers: t.log_images(dict(samples=[Image.open(path)]), step=trainer.step)
 
-# %% ../nbs/06_commands.ipynb #b9827ce7
+# %% ../nbs/06_commands.ipynb #ac4f0cee
 def _loop(trainer, out, args, caught):
     "Train until the end, the time limit, or a signal; says which"
     a, deadline = trainer.accelerator, time.monotonic() + 60 * (args.max_minutes or 1e9)
@@ -219,7 +219,7 @@ def _loop(trainer, out, args, caught):
     _show(trainer, a, out/'samples_final.png')
     return 'trained'
 
-# %% ../nbs/06_commands.ipynb #74bea930
+# %% ../nbs/06_commands.ipynb #76b0f4e8
 def _stored(out, args):
     "The configuration of the run to be resumed, or None for a new one. Raises if the folder does not fit what was asked."
     if args.max_minutes is not None and args.max_minutes <= 0: raise ConfigError(f'--max_minutes {args.max_minutes}: it is more than 0')
@@ -236,7 +236,7 @@ def check_fit(config, images, labels):
     if tuple(images.shape[1:]) != want: raise ConfigError(f'images of shape {tuple(images.shape[1:])} do not fit channels, image_size = {config.channels}, {config.image_size}')
     if int(labels.max()) >= config.num_classes: raise ConfigError(f'num_classes = {config.num_classes}: the data have a label {int(labels.max())}')
 
-# %% ../nbs/06_commands.ipynb #b4942f38
+# %% ../nbs/06_commands.ipynb #196a858c
 def train_command(args):
     "Train as `fashiondiff_train` was asked to; returns the exit code"
     out = Path(args.out or f'runs/{args.preset or "fast"}')
@@ -257,7 +257,7 @@ def train_main(argv=None):
     with _plain_errors(): code = train_command(train_parser().parse_args(argv))
     sys.exit(code) if code else None
 
-# %% ../nbs/06_commands.ipynb #55dcd5de
+# %% ../nbs/06_commands.ipynb #9dc46cdc
 def eval_parser():
     "The options of `fashiondiff_eval`"
     p = _Parser('fashiondiff_eval', description='Measure how good generated images are.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
@@ -278,7 +278,7 @@ def eval_parser():
     p.add_argument('--device', default=None, help='cpu, cuda, cuda:1, mps (the best there is)')
     return p
 
-# %% ../nbs/06_commands.ipynb #4b48d709
+# %% ../nbs/06_commands.ipynb #48a6f58c
 def _pictures(what):
     "Is this a folder of pictures, and neither a model's name nor the folder of a run?"
     return what not in shipped_models() and Path(what).is_dir() and not any(Path(what).glob('*.pth')) and any(Path(what).glob('*.png'))
@@ -297,7 +297,7 @@ def subject(args, what, out, shape):
     known = loaded.model.null == len(classes)
     return images, labels if known else None, how | dict(subject=name, device=device, images_per_second=speed, calls=network_calls(how['sampler'], how['steps']), weights=f'{file.name}, {weights}')
 
-# %% ../nbs/06_commands.ipynb #6527bb45
+# %% ../nbs/06_commands.ipynb #d8c67c2f
 def table(names, subjects, images, labels, device='cpu', done=lambda rows: None):
     "The rows of all extractors, from `measure`, and the first reference that could be made; `done(rows)` is called after each extractor"
     rows, first = [], None
@@ -329,7 +329,7 @@ def write_table(rows, out):
     write_whole(out/'evaluation.json', lambda f: f.write(json.dumps(rows, indent=1, allow_nan=False).encode()))
     write_whole(out/'evaluation.md', lambda f: f.write(to_markdown(rows).encode()))
 
-# %% ../nbs/06_commands.ipynb #043a5d46
+# %% ../nbs/06_commands.ipynb #e28ee4cd
 def _names(args):
     "The extractors that were asked for. Raises for what makes no sense."
     names = [n.strip() for n in args.extractors.split(',') if n.strip()]
@@ -356,7 +356,7 @@ def eval_main(argv=None):
     "`fashiondiff_eval`"
     with _plain_errors(): eval_command(eval_parser().parse_args(argv))
 
-# %% ../nbs/06_commands.ipynb #49e11ee7
+# %% ../nbs/06_commands.ipynb #72fa0425
 def main(argv=None):
     "`python -m fashiondiff.commands train|sample|eval …`"
     argv = sys.argv[1:] if argv is None else argv
@@ -364,6 +364,6 @@ def main(argv=None):
     if not argv or argv[0] not in commands: fail(f'usage: python -m fashiondiff.commands {"|".join(commands)} …')
     commands[argv[0]](argv[1:])
 
-# %% ../nbs/06_commands.ipynb #ea526692
+# %% ../nbs/06_commands.ipynb #6d034b8a
 #| eval: false
 if __name__ == '__main__': main()
