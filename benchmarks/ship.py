@@ -10,7 +10,7 @@ from fashiondiff.data import classes, load_data, sample_data, to_float
 from fashiondiff.evaluation import class_accuracy, diversity, load_classifier
 from fashiondiff.guidance import guide
 from fashiondiff.sampling import sample
-from fashiondiff.training import load_model, read_log, save_weights
+from fashiondiff.training import load_model, pick_dtype, read_log, save_weights
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("run"); p.add_argument("name"); p.add_argument("--hardware", required=True)
@@ -22,7 +22,7 @@ model, schedule, config, card = load_model(args.run)
 log, n_train = read_log(args.run), len(load_data(config.dataset)[0])
 path = Path(__file__).resolve().parent.parent / f"fashiondiff/weights/{args.name}.safetensors"
 save_weights(model, config, path)
-model, schedule, *_ = load_model(path)                                  # measure what is shipped: half precision
+model, schedule, *_ = load_model(path, dtype=pick_dtype("cpu"))                                  # measure what is shipped: half precision
 labels, clf, real = torch.arange(10).repeat_interleave(args.n), load_classifier(), sample_data()
 base = diversity(clf, to_float(real[0]), real[1])
 def measured(scale):

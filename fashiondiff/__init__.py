@@ -3,9 +3,10 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_modules = ("data", "schedule", "unet", "training", "sampling", "guidance", "evaluation", "commands")
+_modules = ("data", "schedule", "unet", "optimizer", "training", "sampling", "guidance", "evaluation", "commands")
 
 def __getattr__(name):
+    if name == "__all__": return __dir__()                     # for `from fashiondiff import *`
     if name in _modules: return import_module(f"fashiondiff.{name}")
     for module in _modules:
         found = import_module(f"fashiondiff.{module}")

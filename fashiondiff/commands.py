@@ -8,7 +8,7 @@ __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'save_images',
            'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'write_table', 'eval_command', 'eval_main',
            'main']
 
-# %% ../nbs/06_commands.ipynb #84bb50c0
+# %% ../nbs/06_commands.ipynb #ca177caf
 import argparse, contextlib, json, os, signal, sys, time
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,9 +21,9 @@ from .evaluation import (EvaluationError, extractors, fingerprint, generate, mak
 from .guidance import guide
 from .sampling import default_steps, network_calls, sample, samplers
 from .training import (CheckpointError, Config, ConfigError, Trainer, config_from, differences, find_model, fit, load_model, make_accelerator, make_config,
-    newest_checkpoint, pick_device, presets, read_checkpoint, shipped_models, write_whole)
+    newest_checkpoint, pick_device, pick_dtype, presets, read_checkpoint, shipped_models, write_whole)
 
-# %% ../nbs/06_commands.ipynb #6ca50ce0
+# %% ../nbs/06_commands.ipynb #adfef3af
 class _Parser(argparse.ArgumentParser):
     def error(self, message): fail(f'{message} (--help lists the options)')
 
@@ -41,7 +41,7 @@ def _plain_errors():
         if 'out of memory' in str(e) or "can't allocate" in str(e) or isinstance(e, MemoryError): fail(f'out of memory: try a smaller --batch_size ({e})')
         raise
 
-# %% ../nbs/06_commands.ipynb #714ddbd6
+# %% ../nbs/06_commands.ipynb #ca5dff7c
 def sample_parser():
     "The options of `fashiondiff_sample`"
     p = _Parser('fashiondiff_sample', description='Generate images of clothes.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
@@ -59,9 +59,10 @@ def sample_parser():
     p.add_argument('--save_individual', action='store_true', help='also write each image to individual/CLASS_000.png')
     p.add_argument('--out', default='samples', help='folder for the pictures')
     p.add_argument('--device', default=None, help='cpu, cuda, cuda:1, mps (the best there is)')
+    p.add_argument('--dtype', default='auto', help='float32 or bfloat16 (auto: bfloat16 where the device has instructions for it)')
     return p
 
-# %% ../nbs/06_commands.ipynb #e34a063f
+# %% ../nbs/06_commands.ipynb #96c1b55a
 def which_sampler(args):
     "Sampler and steps from the options, older names included. Raises `ConfigError` for a contradiction."
     if args.use_ddim and args.sampler not in (None, 'ddim'): raise ConfigError(f'--use_ddim contradicts --sampler {args.sampler}: give one of them')
@@ -69,7 +70,7 @@ def which_sampler(args):
     if None not in (args.ddim_steps, args.steps) and args.ddim_steps != args.steps: raise ConfigError(f'--ddim_steps {args.ddim_steps} contradicts --steps {args.steps}')
     return ('ddim' if args.use_ddim else args.sampler or 'dpmpp_2m'), (args.steps if args.ddim_steps is None else args.ddim_steps)
 
-# %% ../nbs/06_commands.ipynb #06491261
+# %% ../nbs/06_commands.ipynb #28acf0d0
 def write_png(
     x,  # uint8 array `[H, W]` or `[H, W, C]`
     path,  # of the `.png`
@@ -88,7 +89,7 @@ def save_images(
         i = count[name] = count.get(name, -1) + 1
         write_png((im[0] if len(im) == 1 else im.permute(1, 2, 0)).numpy(), out/f'{name}_{i:03d}.png')
 
-# %% ../nbs/06_commands.ipynb #67b20a8f
+# %% ../nbs/06_commands.ipynb #2e6ecdd0
 def which_images(args, names):
     "The class names that were asked for, and how many images of each. Raises `ConfigError` for a contradiction or an impossible number."
     if args.label is not None and args.all_classes: raise ConfigError('--class contradicts --all_classes: give one of them')
@@ -101,7 +102,7 @@ def which_images(args, names):
 def sample_command(args):
     "Draw what `fashiondiff_sample` was asked for; returns the path of the grid"
     (sampler, steps), device = which_sampler(args), pick_device(args.device)
-    model, schedule, *_ = load_model(args.model, device)
+    model, schedule, *_ = load_model(args.model, device, pick_dtype(device, args.dtype))
     names = class_names(model.null)
     wanted, n = which_images(args, names)
     x = sample(guide(model, args.guidance_scale), schedule, wanted, n, sampler, steps, args.seed, args.batch_size, device, progress=sys.stderr.isatty(), names=names)
@@ -115,7 +116,7 @@ def sample_main(argv=None):
     "`fashiondiff_sample`"
     with _plain_errors(): sample_command(sample_parser().parse_args(argv))
 
-# %% ../nbs/06_commands.ipynb #1bb8c5aa
+# %% ../nbs/06_commands.ipynb #5571be0b
 def _value(field):
     "How the text of a flag becomes the value of a configuration field"
     kind = type(field.default)
@@ -141,7 +142,7 @@ def train_parser():
         if f.name != 'preset': p.add_argument(f'--{f.name}', type=_value(f), default=None, metavar=f.name.upper(), help=argparse.SUPPRESS if f.name in ('network',) else f'({f.default})')
     return p
 
-# %% ../nbs/06_commands.ipynb #f2c21c15
+# %% ../nbs/06_commands.ipynb #8373e47d
 def config_of(args, stored=None):
     "The configuration that the options ask for; `stored` is that of the run to be resumed. Raises `ConfigError`."
     changes = {f.name: getattr(args, f.name) for f in fields(Config) if f.name != 'preset' and getattr(args, f.name) is not None}
@@ -151,7 +152,7 @@ def config_of(args, stored=None):
     if other := differences(stored, changes): raise ConfigError(f'--resume with a different config: {other}')
     return make_config(stored.preset, **{**{k: v for k, v in asdict(stored).items() if k != 'preset'}, **changes})
 
-# %% ../nbs/06_commands.ipynb #3385abf7
+# %% ../nbs/06_commands.ipynb #15206306
 def tracker(accelerator, config, out, mode):
     "Start wandb through accelerate: `online`, `offline` or `disabled`"
     os.environ.setdefault('WANDB_SILENT', 'true')
@@ -162,7 +163,7 @@ def wandb_mode(choice):
     mode = choice or os.environ.get('WANDB_MODE') or 'offline'
     return mode if mode in ('online', 'offline', 'disabled') else 'offline'
 
-# %% ../nbs/06_commands.ipynb #0070556d
+# %% ../nbs/06_commands.ipynb #757bf680
 def preview(trainer, path, n=8, steps=20):
     "A grid of samples of every class with the averaged weights, rows are classes; returns the path"
     names = class_names(trainer.raw.null)
@@ -171,7 +172,7 @@ def preview(trainer, path, n=8, steps=20):
     write_png(to_grid(x, n), path)
     return path
 
-# %% ../nbs/06_commands.ipynb #172a950c
+# %% ../nbs/06_commands.ipynb #19a82ebe
 @contextlib.contextmanager
 def signals():
     "Within it, ctrl-C and SIGTERM set `caught['signal']` instead of ending the process; a second one ends it"
@@ -186,7 +187,7 @@ def signals():
     finally:
         for s, h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/06_commands.ipynb #40df8e87
+# %% ../nbs/06_commands.ipynb #7731637b
 def _any(accelerator, stop):
     "Does any process want to stop?"
     if accelerator.num_processes == 1: return bool(stop)
@@ -203,7 +204,7 @@ def _show(trainer, accelerator, path):
     preview(trainer, path)
     for t in accelerator.trackers: t.log_images(dict(samples=[Image.open(path)]), step=trainer.step)
 
-# %% ../nbs/06_commands.ipynb #ac4f0cee
+# %% ../nbs/06_commands.ipynb #5a7e2af9
 def _loop(trainer, out, args, caught):
     "Train until the end, the time limit, or a signal; says which"
     a, deadline = trainer.accelerator, time.monotonic() + 60 * (args.max_minutes or 1e9)
@@ -219,7 +220,7 @@ def _loop(trainer, out, args, caught):
     _show(trainer, a, out/'samples_final.png')
     return 'trained'
 
-# %% ../nbs/06_commands.ipynb #76b0f4e8
+# %% ../nbs/06_commands.ipynb #9273e2da
 def _stored(out, args):
     "The configuration of the run to be resumed, or None for a new one. Raises if the folder does not fit what was asked."
     if args.max_minutes is not None and args.max_minutes <= 0: raise ConfigError(f'--max_minutes {args.max_minutes}: it is more than 0')
@@ -236,7 +237,7 @@ def check_fit(config, images, labels):
     if tuple(images.shape[1:]) != want: raise ConfigError(f'images of shape {tuple(images.shape[1:])} do not fit channels, image_size = {config.channels}, {config.image_size}')
     if int(labels.max()) >= config.num_classes: raise ConfigError(f'num_classes = {config.num_classes}: the data have a label {int(labels.max())}')
 
-# %% ../nbs/06_commands.ipynb #196a858c
+# %% ../nbs/06_commands.ipynb #4d397cf1
 def train_command(args):
     "Train as `fashiondiff_train` was asked to; returns the exit code"
     out = Path(args.out or f'runs/{args.preset or "fast"}')
@@ -257,7 +258,7 @@ def train_main(argv=None):
     with _plain_errors(): code = train_command(train_parser().parse_args(argv))
     sys.exit(code) if code else None
 
-# %% ../nbs/06_commands.ipynb #9dc46cdc
+# %% ../nbs/06_commands.ipynb #89bcc7b1
 def eval_parser():
     "The options of `fashiondiff_eval`"
     p = _Parser('fashiondiff_eval', description='Measure how good generated images are.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
@@ -276,9 +277,10 @@ def eval_parser():
     p.add_argument('--data', default=None, help='folder that holds them')
     p.add_argument('--out', default='evaluation', help='folder for samples, tables and plots')
     p.add_argument('--device', default=None, help='cpu, cuda, cuda:1, mps (the best there is)')
+    p.add_argument('--dtype', default='auto', help='float32 or bfloat16 (auto: bfloat16 where the device has instructions for it)')
     return p
 
-# %% ../nbs/06_commands.ipynb #48a6f58c
+# %% ../nbs/06_commands.ipynb #3145894d
 def _pictures(what):
     "Is this a folder of pictures, and neither a model's name nor the folder of a run?"
     return what not in shipped_models() and Path(what).is_dir() and not any(Path(what).glob('*.pth')) and any(Path(what).glob('*.png'))
@@ -287,7 +289,7 @@ def subject(args, what, out, shape):
     "Images, labels and conditions of a model or a folder of pictures; `shape` is that of the real images. Raises if it does not fit."
     path = Path(what)
     if args.images or (args.compare and _pictures(what)): return *read_images(path, tuple(shape)), dict(subject=path.resolve().name)
-    device, file = pick_device(args.device), find_model(what); loaded = load_model(file, device)
+    device, file = pick_device(args.device), find_model(what); dtype = pick_dtype(device, args.dtype); loaded = load_model(file, device, dtype)
     if loaded.model.shape != tuple(shape): raise EvaluationError(f'{what} draws images of shape {loaded.model.shape}, the real ones have {tuple(shape)}')
     how = dict(sampler=args.sampler, steps=default_steps(args.sampler, loaded.schedule, args.steps), guidance_scale=args.guidance_scale, seed=args.seed)
     name, weights = path.name if path.is_dir() else path.stem, fingerprint(loaded.model)
@@ -295,9 +297,9 @@ def subject(args, what, out, shape):
     with tqdm(total=args.n_samples, disable=not sys.stderr.isatty(), desc=f'{name}, {args.sampler}', unit='image') as bar:
         images, labels, speed = generate(loaded, args.n_samples, folder, **how, batch_size=args.batch_size, device=device, tick=lambda n: bar.update(n - bar.n))
     known = loaded.model.null == len(classes)
-    return images, labels if known else None, how | dict(subject=name, device=device, images_per_second=speed, calls=network_calls(how['sampler'], how['steps']), weights=f'{file.name}, {weights}')
+    return images, labels if known else None, how | dict(subject=name, device=device, dtype=str(dtype).removeprefix('torch.'), images_per_second=speed, calls=network_calls(how['sampler'], how['steps']), weights=f'{file.name}, {weights}')
 
-# %% ../nbs/06_commands.ipynb #d8c67c2f
+# %% ../nbs/06_commands.ipynb #e9b20768
 def table(names, subjects, images, labels, device='cpu', done=lambda rows: None):
     "The rows of all extractors, from `measure`, and the first reference that could be made; `done(rows)` is called after each extractor"
     rows, first = [], None
@@ -329,7 +331,7 @@ def write_table(rows, out):
     write_whole(out/'evaluation.json', lambda f: f.write(json.dumps(rows, indent=1, allow_nan=False).encode()))
     write_whole(out/'evaluation.md', lambda f: f.write(to_markdown(rows).encode()))
 
-# %% ../nbs/06_commands.ipynb #e28ee4cd
+# %% ../nbs/06_commands.ipynb #a02d0dec
 def _names(args):
     "The extractors that were asked for. Raises for what makes no sense."
     names = [n.strip() for n in args.extractors.split(',') if n.strip()]
@@ -356,7 +358,7 @@ def eval_main(argv=None):
     "`fashiondiff_eval`"
     with _plain_errors(): eval_command(eval_parser().parse_args(argv))
 
-# %% ../nbs/06_commands.ipynb #72fa0425
+# %% ../nbs/06_commands.ipynb #b3870202
 def main(argv=None):
     "`python -m fashiondiff.commands train|sample|eval …`"
     argv = sys.argv[1:] if argv is None else argv
@@ -364,6 +366,6 @@ def main(argv=None):
     if not argv or argv[0] not in commands: fail(f'usage: python -m fashiondiff.commands {"|".join(commands)} …')
     commands[argv[0]](argv[1:])
 
-# %% ../nbs/06_commands.ipynb #6d034b8a
+# %% ../nbs/06_commands.ipynb #def1fdc9
 #| eval: false
 if __name__ == '__main__': main()

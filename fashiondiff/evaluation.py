@@ -10,7 +10,7 @@ __all__ = ['extractors', 'columns', 'Residual', 'Classifier', 'augment', 'train_
            'fingerprint', 'generate', 'read_images', 'Reference', 'real_images', 'make_reference', 'measure',
            'measure_floor', 'to_markdown', 'falling', 'show_falling']
 
-# %% ../nbs/05_evaluation.ipynb #3cec32c6
+# %% ../nbs/05_evaluation.ipynb #53f2ac40
 import copy, hashlib, json, re, time, warnings
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from .guidance import guide
 from .sampling import sample_batches
 from .training import write_whole
 
-# %% ../nbs/05_evaluation.ipynb #f13fe161
+# %% ../nbs/05_evaluation.ipynb #ab5a3dd6
 def _conv(c_in, c_out, stride=1):
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
     def features(self, x): "What it knows before it decides, `[B, 128]`"; return self.body(x).mean((2, 3))
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/05_evaluation.ipynb #a6ecfc4b
+# %% ../nbs/05_evaluation.ipynb #325871fb
 def augment(
     x,  # images `[B, 1, 28, 28]` in [-1, 1]
     g,  # a `torch.Generator`
@@ -69,7 +69,7 @@ def augment(
     hole = ((i - cy).abs() < 4)[:, :, None] & ((i - cx).abs() < 4)[:, None, :]
     return x.masked_fill(hole[:, None], -1.)
 
-# %% ../nbs/05_evaluation.ipynb #1b5fe82a
+# %% ../nbs/05_evaluation.ipynb #ca3e18f0
 def train_classifier(
     images, labels,  # uint8 `[N, 1, 28, 28]`, int64 `[N]`
     epochs=14,
@@ -90,7 +90,7 @@ def train_classifier(
         opt.zero_grad(); loss.backward(); opt.step(); plan.step(); ema.update_parameters(net)
     return ema.module.eval()
 
-# %% ../nbs/05_evaluation.ipynb #954df167
+# %% ../nbs/05_evaluation.ipynb #4d015e65
 @lru_cache(1)
 def load_classifier():
     "The `Classifier` that comes with the package, trained on the 60,000 training images, in evaluation mode"
@@ -109,7 +109,7 @@ def logits(
 
 def _float(x): return to_float(x) if x.dtype == torch.uint8 else x
 
-# %% ../nbs/05_evaluation.ipynb #403157d1
+# %% ../nbs/05_evaluation.ipynb #bcd33782
 def class_accuracy(
     net,  # a `Classifier`
     x,  # images in [-1, 1]
@@ -127,7 +127,7 @@ def confusion(
     "How often class i (row) is taken for class j (column): int64 `[10, 10]`"
     return torch.bincount(labels * num_classes + logits(net, x).argmax(1), minlength=num_classes**2).view(num_classes, num_classes)
 
-# %% ../nbs/05_evaluation.ipynb #fbd701d6
+# %% ../nbs/05_evaluation.ipynb #093370ee
 def show_confusion(
     m,  # from `confusion`, `[10, 10]`
     title='',
@@ -140,7 +140,7 @@ def show_confusion(
     ax.set_title(title, fontsize=9); ax.set(xlabel='taken for', ylabel='is')
     return fig
 
-# %% ../nbs/05_evaluation.ipynb #1eda2490
+# %% ../nbs/05_evaluation.ipynb #77285f8b
 @torch.no_grad()
 def features(
     extractor,  # a `Classifier`, or any module or function from images in [-1, 1] to `[B, D]`
@@ -169,7 +169,7 @@ def diversity(
     "Mean feature distance of two images of the same class"
     return class_diversity(features(net, x), labels).nanmean().item()
 
-# %% ../nbs/05_evaluation.ipynb #3caa8534
+# %% ../nbs/05_evaluation.ipynb #fa40658b
 class EvaluationError(ValueError):
     "Something that is missing for an evaluation, or does not fit"
 
@@ -191,7 +191,7 @@ class Inception(nn.Module):
     @torch.no_grad()
     def forward(self, x): return self.net(to_uint8(x).expand(-1, 3, -1, -1))[0]
 
-# %% ../nbs/05_evaluation.ipynb #34636889
+# %% ../nbs/05_evaluation.ipynb #35c8f904
 class Fmnist(nn.Module):
     "The 128 features of the shipped classifier: `[B, 1, 28, 28]` in [-1, 1] to `[B, 128]`"
     def __init__(self): super().__init__(); self.net = copy.deepcopy(load_classifier())
@@ -210,7 +210,7 @@ def get_extractor(
         which = extractors[which]()
     return which.eval().to(device) if isinstance(which, nn.Module) else which
 
-# %% ../nbs/05_evaluation.ipynb #73f99a42
+# %% ../nbs/05_evaluation.ipynb #34bcf325
 class Moments:
     "Number, sum and sum of outer products of features, in float64"
     def __init__(self): self.n, self.total, self.outer = 0, 0., 0.
@@ -245,7 +245,7 @@ def frechet_distance(
     cross = torch.linalg.eigvalsh(b.root @ a.cov @ b.root).clamp(min=0).sqrt().sum()
     return ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross).item()
 
-# %% ../nbs/05_evaluation.ipynb #e06011c2
+# %% ../nbs/05_evaluation.ipynb #0612bb06
 class Summary(NamedTuple):
     "What is kept of a set of images"
     moments: Moments  # of all of them
@@ -274,7 +274,7 @@ def spread(
     d = torch.tensor([frechet_distance(Moments().add(f, w), real.moments) for w in counts])
     return 1.96 * d.std().item() * (m / fake.moments.n) ** .5
 
-# %% ../nbs/05_evaluation.ipynb #30262726
+# %% ../nbs/05_evaluation.ipynb #20389f80
 def kid(
     real, fake,  # features `[n, D]`
     subsets=50, size=1000,  # how many subsets of which size; smaller sets are used whole
@@ -297,7 +297,7 @@ def classifier_score(
         metric.update(logits.double())
         return metric.compute()[0].item()
 
-# %% ../nbs/05_evaluation.ipynb #07a83d41
+# %% ../nbs/05_evaluation.ipynb #60baba4b
 def _reach(f, k, chunk=1000):
     "Distance of each of many points to its k-th nearest neighbour among them"
     return torch.cat([torch.cdist(c, f).kthvalue(k + 1, 1).values for c in f.split(chunk)])
@@ -314,7 +314,7 @@ def precision_recall(
     n = min(len(real), len(fake)); real, fake = real[:n].float(), fake[:n].float()
     return _inside(fake, real, _reach(real, k)), _inside(real, fake, _reach(fake, k))
 
-# %% ../nbs/05_evaluation.ipynb #83d7492e
+# %% ../nbs/05_evaluation.ipynb #cf099058
 def nearest(
     x,  # images `[n, C, H, W]` in [-1, 1], or bytes
     among,  # images `[N, C, H, W]` in [-1, 1], or bytes
@@ -344,7 +344,7 @@ def show_neighbours(
     idx = nearest(x, among, k)[1]; rows = torch.cat([_float(x), *(_float(among[idx[:, j]]) for j in range(k))])
     return show_images(rows, len(x), 'In the first row images, below each its nearest training images', rows=['image'] + [f'nearest {j + 1}' for j in range(k)]).figure
 
-# %% ../nbs/05_evaluation.ipynb #2b2c334e
+# %% ../nbs/05_evaluation.ipynb #801f5b50
 def _shards(folder):
     "The images and labels of a folder of samples so far, and the seconds that they took. Raises `EvaluationError` naming a file that is damaged, foreign or out of order."
     images, labels, seconds = [], [], 0.
@@ -362,7 +362,7 @@ def fingerprint(
     for k, v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:12]
 
-# %% ../nbs/05_evaluation.ipynb #7f11a940
+# %% ../nbs/05_evaluation.ipynb #e4b99bc6
 def _claim(folder, settings):
     "Make a folder that remembers its settings. Raises `EvaluationError` if it has others."
     folder.mkdir(parents=True, exist_ok=True); note = folder/'settings.json'
@@ -390,7 +390,7 @@ def generate(
     images, labels, seconds = _shards(folder)
     return images[:n], labels[:n], len(images) / seconds
 
-# %% ../nbs/05_evaluation.ipynb #138f88a3
+# %% ../nbs/05_evaluation.ipynb #79b56477
 def read_images(
     folder,  # of PNG files, `CLASS_000.png` or any other names
     shape=(1, 28, 28),  # of the images wanted
@@ -419,7 +419,7 @@ def _read_png(path, shape):
     if im.size != (width, height): im = im.resize((width, height), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(im.tobytes()), dtype=torch.uint8).view(height, width, channels).permute(2, 0, 1)
 
-# %% ../nbs/05_evaluation.ipynb #cd646d62
+# %% ../nbs/05_evaluation.ipynb #a49aadfe
 class Reference(NamedTuple):
     "Real images to compare with, and what an extractor knows about them"
     extractor: object  # the extractor
@@ -448,7 +448,7 @@ def make_reference(
     f = get_extractor(extractor, device)
     return Reference(f, extractor if isinstance(extractor, str) else type(extractor).__name__, images, labels, {k: summarise(f, u8.split(500)) for k, u8 in images.items()})
 
-# %% ../nbs/05_evaluation.ipynb #148176a9
+# %% ../nbs/05_evaluation.ipynb #cea19de2
 def _plain(x):
     "A tensor as numbers for JSON, None for what is not a number"
     return [_plain(v) for v in x] if x.ndim else x.item() if x.isfinite() else None
@@ -460,7 +460,7 @@ def _class_figures(images, labels, reference):
     wide = class_diversity(f, labels) / class_diversity(real, r.labels['train'][:n])
     return dict(accuracy=(m.diag().sum() / m.sum()).item(), accuracy_by_class=_plain(m.diag() / m.sum(1)), diversity=_plain(wide.nanmean()), diversity_by_class=_plain(wide), confusion=m.tolist())
 
-# %% ../nbs/05_evaluation.ipynb #f1724b05
+# %% ../nbs/05_evaluation.ipynb #e5830409
 def measure(
     images,  # uint8 `[n, C, H, W]`
     labels,  # int64 `[n]`, or None if the classes are not known
@@ -479,7 +479,7 @@ def measure(
     if images.shape[1:] == (1, 28, 28): row['score'] = classifier_score(logits(load_classifier(), images))
     return row | (_class_figures(images, labels, r) if labels is not None else {})
 
-# %% ../nbs/05_evaluation.ipynb #09b3d745
+# %% ../nbs/05_evaluation.ipynb #12b42822
 def measure_floor(
     n,  # images
     reference,  # a `Reference`
@@ -489,7 +489,7 @@ def measure_floor(
     row = measure(r.images['test'][:n], r.labels['test'][:n], r, Summary(Moments().add(known), known) if len(known) == n else None, subject='real images')
     return row | dict(fd_test=frechet_distance(own, r.summary['test'].moments), fd_test_spread=spread(Summary(own, r.summary['train'].features[:n]), r.summary['test']))
 
-# %% ../nbs/05_evaluation.ipynb #3c72d964
+# %% ../nbs/05_evaluation.ipynb #882f991a
 columns = dict(subject='images', extractor='extractor', n='number', fd_train='FD train', fd_test='FD test', kid='KID ×1000', precision='precision', recall='recall', accuracy='recognised',
                diversity='diversity', score='score', nearest='nearest', copies='copies', images_per_second='images/s', calls='calls')  # of the table, with their headings
 
@@ -505,7 +505,7 @@ def _cell(row, k):
 def _protocol(row):
     "How a row came about, in one sentence"
     if row.get('missing'): return f'{row["extractor"]}: not measured here: {row["missing"]}'
-    drawn = ', '.join(f'{k.replace("_", " ")} {row[k]}' for k in ('sampler', 'steps', 'guidance_scale', 'seed', 'weights', 'device') if k in row)
+    drawn = ', '.join(f'{k.replace("_", " ")} {row[k]}' for k in ('sampler', 'steps', 'guidance_scale', 'seed', 'weights', 'device', 'dtype') if k in row)
     return f'{row["subject"]}: {row["n"]:,} images, extractor {row["extractor"]}, against {row["n_train"]:,} of the training and {row["n_test"]:,} of the test split' + (f'; {drawn}' if drawn else '')
 
 _small_print = """FD, KID, precision and recall are of the extractor's features; recognised, diversity and score of the classifier `fmnist`. FD counts all images, ± is 1.96 standard deviations of a bootstrap; \
@@ -520,7 +520,7 @@ def to_markdown(
     lines = ['| ' + ' | '.join(columns[k] for k in used) + ' |', '|' + '---|' * len(used)] + ['| ' + ' | '.join(_cell(r, k) for k in used) + ' |' for r in rows]
     return '\n'.join(lines) + '\n\n' + '\n'.join(dict.fromkeys(f'- {_protocol(r)}' for r in rows)) + f'\n\n{_small_print}\n'
 
-# %% ../nbs/05_evaluation.ipynb #3e5e2669
+# %% ../nbs/05_evaluation.ipynb #a0d2c8ee
 def falling(
     images,  # uint8 `[n, C, H, W]`
     reference,  # a `Reference`

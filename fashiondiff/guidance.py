@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Guided', 'guide', 'draw_guidance', 'guidance_explorer']
 
-# %% ../nbs/04_guidance.ipynb #ee2812bf
+# %% ../nbs/04_guidance.ipynb #00b749c1
 import math
-from pathlib import Path
 import ipywidgets as W, matplotlib.pyplot as plt, torch
 from torch import nn
 from .data import classes, show_images
@@ -15,7 +14,7 @@ from .sampling import sample, samplers
 from .schedule import explorer
 from .training import load_model
 
-# %% ../nbs/04_guidance.ipynb #402d8f3e
+# %% ../nbs/04_guidance.ipynb #5bb6a001
 class Guided(nn.Module):
     "A denoiser that exaggerates the difference that the condition makes"
     def __init__(self, denoiser, scale, interval):
@@ -40,7 +39,7 @@ def guide(
     if not 0 <= scale < math.inf: raise ValueError(f'guidance scale {scale}: it is 0 or more')
     return Guided(denoiser, scale, interval)
 
-# %% ../nbs/04_guidance.ipynb #60f6360c
+# %% ../nbs/04_guidance.ipynb #84af61d5
 def draw_guidance(
     label='shirt',  # class name
     scale=1.5,  # guidance scale
@@ -48,20 +47,20 @@ def draw_guidance(
     steps=10,  # intervals
     seed=0,  # of the noise
     n=8,  # images
-    loaded=None,  # from `load_model`; the shipped model if None
+    loaded='fashion',  # from `load_model`, or a name for it
 ):
     "A figure: images of one class at one guidance scale"
-    model, schedule, *_ = loaded or load_model()
+    model, schedule, *_ = load_model(loaded)
     x = sample(guide(model, scale), schedule, label, n=n, sampler=sampler, steps=steps, seed=seed)
     fig, ax = plt.subplots(figsize=(8, 1.4))
     show_images(x, n, f'{label}, scale {scale:g}, {sampler}, {steps} steps, seed {seed}', ax=ax)
     return fig
 
 def guidance_explorer(
-    model=None,  # from `load_model`, or a name for it; the shipped model if None
+    model='fashion',  # from `load_model`, or a name for it
 ):
     "Class, scale, sampler, steps and seed by widgets; eight images are drawn anew on every change"
-    loaded = load_model(model) if isinstance(model, (str, Path)) else model or load_model()
+    loaded = load_model(model)
     draw = lambda **kw: draw_guidance(loaded=loaded, **kw)
     return explorer(draw,
         label=W.Dropdown(options=classes, value='shirt', description='class'),

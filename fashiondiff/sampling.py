@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['grids', 'samplers', 'Step', 'final', 'timesteps', 'predict', 'posterior', 'ddpm', 'noise_like', 'ddim', 'dpmpp_2m',
-           'heun', 'network_calls', 'to_labels', 'sample_batches', 'default_steps', 'sample', 'slerp', 'img2img',
-           'inpaint']
+           'heun', 'network_calls', 'to_labels', 'sample_batches', 'default_steps', 'sample', 'draw_denoising',
+           'denoising_explorer', 'slerp', 'img2img', 'inpaint']
 
-# %% ../nbs/03_sampling.ipynb #cafdc563
+# %% ../nbs/03_sampling.ipynb #50aeea89
 import inspect, math
+from functools import lru_cache
 from typing import NamedTuple
-import torch
+import ipywidgets as W, matplotlib.pyplot as plt, torch
 from tqdm.auto import tqdm
-from .data import class_id, classes, rng
-from .schedule import to_x0_eps
+from .data import class_id, classes, rng, show_images
+from .schedule import explorer, to_x0_eps
+from .training import load_model
 
-# %% ../nbs/03_sampling.ipynb #3b780cac
+# %% ../nbs/03_sampling.ipynb #2008a9b9
 class Step(NamedTuple):
     "What a sampler yields for each interval"
     t: int  # the step that was left
@@ -27,7 +29,7 @@ def final(steps):
     for step in steps: pass
     return step.x
 
-# %% ../nbs/03_sampling.ipynb #ba2005d0
+# %% ../nbs/03_sampling.ipynb #dda153db
 grids = ('trailing', 'leading', 'linspace', 'karras')
 
 def timesteps(
@@ -57,7 +59,7 @@ def _karras(schedule, steps, rho_max=80., power=7):
     for i in range(1, steps): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
     return torch.maximum(ts, floor)
 
-# %% ../nbs/03_sampling.ipynb #e5ec3093
+# %% ../nbs/03_sampling.ipynb #7ee06f1f
 def _point(schedule, t):
     "alpha and sigma at a step as Python floats; (1, 0) for the clean image"
     return (schedule.alpha[t].item(), schedule.sigma[t].item()) if t >= 0 else (1., 0.)
@@ -78,7 +80,7 @@ def predict(
     x0 = x0.clamp(-1, 1)
     return x0, (x - alpha * x0) / sigma
 
-# %% ../nbs/03_sampling.ipynb #896e8a77
+# %% ../nbs/03_sampling.ipynb #b6988d7d
 def posterior(
     schedule,  # a `Schedule`
     t,  # the step left, an int
@@ -108,7 +110,7 @@ def ddpm(
         if s >= 0: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #80a124ca
+# %% ../nbs/03_sampling.ipynb #bacd74bd
 def noise_like(
     seed,  # of the whole set of images
     ids,  # the index of each image in the set
@@ -119,7 +121,7 @@ def noise_like(
     gens = [rng(seed, i, salt=5) for i in ids]
     return lambda *_: torch.stack([torch.randn(shape, generator=g) for g in gens]).to(device)
 
-# %% ../nbs/03_sampling.ipynb #1523d8d8
+# %% ../nbs/03_sampling.ipynb #3632b2c2
 def ddim(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -141,7 +143,7 @@ def ddim(
         if std: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #34e06afb
+# %% ../nbs/03_sampling.ipynb #e9abaa5a
 def _half_log_snr(schedule, t):
     alpha, sigma = _point(schedule, t)
     return math.log(alpha) - math.log(sigma) if sigma else math.inf
@@ -166,7 +168,7 @@ def dpmpp_2m(
         prev, h_prev = x0, h
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #66f8a7bf
+# %% ../nbs/03_sampling.ipynb #0bbffd9f
 def heun(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -198,7 +200,7 @@ def network_calls(
     "How often a sampler calls the denoiser"
     return 2 * steps - 1 if sampler == 'heun' else steps
 
-# %% ../nbs/03_sampling.ipynb #416662fa
+# %% ../nbs/03_sampling.ipynb #63fae99a
 def to_labels(
     cond,  # a class name or id, or a list of them; None: no label
     n,  # images of each
@@ -210,7 +212,7 @@ def to_labels(
     many = cond if isinstance(cond, (list, tuple, range)) else [cond]
     return torch.tensor([null if c is None else class_id(c, names) for c in many]).repeat_interleave(n)
 
-# %% ../nbs/03_sampling.ipynb #6dc2e0b4
+# %% ../nbs/03_sampling.ipynb #27c5d232
 @torch.no_grad()
 def sample_batches(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
@@ -241,7 +243,7 @@ def default_steps(sampler, schedule, steps=None):
     own = inspect.signature(samplers[sampler]).parameters['steps'].default or len(schedule)
     return steps or min(own, len(schedule))
 
-# %% ../nbs/03_sampling.ipynb #f5ce163b
+# %% ../nbs/03_sampling.ipynb #c7edd36c
 def sample(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
     schedule,  # the `Schedule` that it was trained with
@@ -262,7 +264,42 @@ def sample(
     with tqdm(total=steps * -(-len(labels) // batch_size), disable=not progress, desc=f'{sampler}, {steps} steps') as bar:
         return torch.cat(list(sample_batches(denoiser, schedule, labels, sampler, steps, seed, batch_size, device, tick=bar.update, **options)))
 
-# %% ../nbs/03_sampling.ipynb #fb3f6e89
+# %% ../nbs/03_sampling.ipynb #67b4a7d7
+def draw_denoising(
+    path,  # a list of `Step`
+    step=1,  # how many of them have been taken
+    title='',
+):
+    "A figure: the images on their way, and below what the network takes them for"
+    at = path[step - 1]
+    fig, ax = plt.subplots(figsize=(8, 2.4))
+    show_images(torch.cat([at.x.clamp(-1, 1), at.x0]), len(at.x), f'{title}after step {step} of {len(path)}, which left t = {at.t}', rows=['x_t', 'x0 estimate'], ax=ax)
+    return fig
+
+def denoising_explorer(
+    model='fashion',  # from `load_model`, or a name for it
+    n=6,  # images
+):
+    "Play or scrub through the steps of a trajectory; sampler, number of steps, class and seed by widgets"
+    denoiser, schedule, *_ = load_model(model)
+    @lru_cache(8)
+    @torch.no_grad()
+    def trajectory(label, sampler, steps, seed):
+        return list(samplers[sampler](denoiser, schedule, noise_like(seed, range(n), denoiser.shape)(), torch.full((n,), classes.index(label)), steps))
+    def draw(step, label, sampler, steps, seed): return draw_denoising(trajectory(label, sampler, steps, seed), min(step, steps), f'{label}, {sampler}: ')
+    box = explorer(draw,
+        step=W.IntSlider(1, 1, 20, description='step'),
+        label=W.Dropdown(options=classes, value='ankle_boot', description='class'),
+        sampler=W.Dropdown(options=list(samplers), value='dpmpp_2m', description='sampler'),
+        steps=W.IntSlider(20, 1, 50, description='steps', continuous_update=False),
+        seed=W.BoundedIntText(0, 0, 2**31 - 1, description='seed'))
+    play, step = W.Play(value=1, min=1, max=20, interval=300), box.controls['step']
+    W.jslink((play, 'value'), (step, 'value'))
+    box.controls['steps'].observe(lambda change: [setattr(c, 'max', change['new']) for c in (step, play)], 'value')
+    box.children = (play, *box.children)
+    return box
+
+# %% ../nbs/03_sampling.ipynb #ff3dffb8
 def slerp(
     a, b,  # noise of the same shape, `[C, H, W]`
     w,  # 0 gives a, 1 gives b
@@ -272,7 +309,7 @@ def slerp(
     if torch.sin(angle) < 1e-3: return torch.lerp(a, b, w)
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
-# %% ../nbs/03_sampling.ipynb #3251e91f
+# %% ../nbs/03_sampling.ipynb #c8247f4a
 @torch.no_grad()
 def img2img(
     denoiser,  # a denoiser
@@ -297,7 +334,7 @@ def img2img(
     x = cut.add_noise(images, noise(), torch.full((len(images),), first, device=images.device))
     return final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options)).clamp(-1, 1)
 
-# %% ../nbs/03_sampling.ipynb #f54f6138
+# %% ../nbs/03_sampling.ipynb #f3e03ec5
 def inpaint(
     denoiser,  # a denoiser
     schedule,  # its `Schedule`

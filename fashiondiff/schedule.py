@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['schedules', 'kinds', 'Schedule', 'linear', 'cosine', 'sigmoid', 'flow', 'make_schedule', 'to_x0_eps', 'target',
-           'explorer', 'draw_noise', 'noise_explorer']
+           'explorer', 'draw_noise', 'noise_explorer', 'flipbook']
 
-# %% ../nbs/00_schedule.ipynb #2afa9b6b
-import asyncio, html, io, math
+# %% ../nbs/00_schedule.ipynb #f96a1e6c
+import asyncio, base64, html, io, json, math, zlib
 from dataclasses import dataclass, field
 import ipywidgets as W, matplotlib.pyplot as plt, torch
+from IPython.display import HTML
+from PIL import Image
 from .data import classes, sample_data, show_images, to_float, rng
 
-# %% ../nbs/00_schedule.ipynb #aa6f73a5
+# %% ../nbs/00_schedule.ipynb #63f04b2f
 @dataclass(eq=False)
 class Schedule:
     "Two curves over the steps: `x_t = alpha[t]·x0 + sigma[t]·eps`"
@@ -47,7 +49,7 @@ class Schedule:
         alpha, sigma = self.at(t, x0)
         return alpha * x0 + sigma * eps
 
-# %% ../nbs/00_schedule.ipynb #b2595ac8
+# %% ../nbs/00_schedule.ipynb #4bf76e5b
 def _from_betas(name, betas):
     "A variance-preserving schedule from its step sizes, float64 `[T]`"
     alpha_bar = (1 - betas).cumprod(0)
@@ -61,7 +63,7 @@ def linear(
     "DDPM's schedule: betas rise linearly (Ho et al. 2020, section 4)"
     return _from_betas('linear', torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
 
-# %% ../nbs/00_schedule.ipynb #f57bbba4
+# %% ../nbs/00_schedule.ipynb #8cf582ba
 def _from_alpha_bar(name, f, T, max_beta=0.999):
     "A variance-preserving schedule from a curve `f(u)`, u in [0, 1], of what is left of the signal's variance"
     u = torch.arange(T + 1, dtype=torch.float64) / T
@@ -85,7 +87,7 @@ def sigmoid(
     sig = lambda u: torch.sigmoid(torch.as_tensor((u * (end - start) + start) / tau, dtype=torch.float64))
     return _from_alpha_bar('sigmoid', lambda u: (sig(1.) - sig(u)) / (sig(1.) - sig(0.)), T)
 
-# %% ../nbs/00_schedule.ipynb #2067b1f0
+# %% ../nbs/00_schedule.ipynb #11e1943c
 def flow(
     T=1000,  # number of steps
 ):
@@ -104,7 +106,7 @@ def make_schedule(
     if T < 2: raise ValueError(f'a schedule needs at least 2 steps, not {T}')
     return schedules[name](T)
 
-# %% ../nbs/00_schedule.ipynb #a62fbff0
+# %% ../nbs/00_schedule.ipynb #f8c4b8d6
 kinds = ('eps', 'x0', 'v')  # what a denoiser may predict
 
 def to_x0_eps(
@@ -134,11 +136,16 @@ def target(
     if kind == 'v': alpha, sigma = schedule.at(t, x0); return alpha * eps - sigma * x0
     raise ValueError(f'unknown prediction kind {kind!r}: it is one of {", ".join(kinds)}')
 
-# %% ../nbs/00_schedule.ipynb #89f27cd9
+# %% ../nbs/00_schedule.ipynb #645d254d
 def _soon(f, seconds=.03):
     "Call `f` when the event loop is free, or at once where there is none"
     try: asyncio.get_running_loop().call_later(seconds, f)
     except RuntimeError: f()
+
+def _png(fig, dpi=80):
+    "A figure as the bytes of a picture; the figure is closed"
+    buf = io.BytesIO(); fig.savefig(buf, format='png', dpi=dpi, bbox_inches='tight'); plt.close(fig)
+    return buf.getvalue()
 
 def explorer(
     draw,  # `draw(**values) -> matplotlib figure`, called with the value of each control
@@ -149,9 +156,7 @@ def explorer(
     def redraw():
         waiting.clear()
         try:
-            fig = draw(**{k: c.value for k, c in controls.items()})
-            buf = io.BytesIO(); fig.savefig(buf, format='png', dpi=80, bbox_inches='tight'); plt.close(fig)
-            picture.value, message.value = buf.getvalue(), ''
+            picture.value, message.value = _png(draw(**{k: c.value for k, c in controls.items()})), ''
         except Exception as e: message.value = f'<b style="color:#b00">{type(e).__name__}: {html.escape(str(e))}</b>'
     def changed(_):
         if not waiting: waiting.append(True); _soon(redraw)
@@ -161,7 +166,7 @@ def explorer(
     box.controls, box.picture, box.message, box.redraw = controls, picture, message, redraw
     return box
 
-# %% ../nbs/00_schedule.ipynb #2606c2f3
+# %% ../nbs/00_schedule.ipynb #61bf9e1e
 def draw_noise(
     schedule='cosine',  # name of a schedule
     t=300,  # step, 0 to 999
@@ -188,3 +193,22 @@ def noise_explorer():
         label=W.Dropdown(options=classes, value='sneaker', description='class'),
         image=W.IntSlider(0, 0, 99, description='image'),
         seed=W.BoundedIntText(0, 0, 2**31 - 1, description='seed'))
+
+# %% ../nbs/00_schedule.ipynb #0fc8409b
+def flipbook(
+    draw,  # `draw(value) -> matplotlib figure`
+    values,  # what the slider goes through
+    name='value',  # its label
+    start=0,  # index of the value shown first
+    colors=64,  # of each picture
+):
+    "A slider over pictures drawn beforehand: HTML that needs no kernel and no network"
+    def frame(value):
+        buf = io.BytesIO(); Image.open(io.BytesIO(_png(draw(value), 72))).convert('RGB').quantize(colors).save(buf, 'PNG', optimize=True)
+        return 'data:image/png;base64,' + base64.b64encode(buf.getvalue()).decode()
+    frames, values = [frame(v) for v in values], [f'{v:g}' if isinstance(v, float) else str(v) for v in values]
+    key, label = f'flip{zlib.crc32("".join(frames).encode()):08x}', html.escape(name)
+    return HTML(f'''<div id="{key}" class="flipbook"><label>{label} <input type="range" min="0" max="{len(frames) - 1}" value="{start}" aria-label="{label}" style="width: 50%; vertical-align: middle">
+<output>{values[start]}</output></label><br><img src="{frames[start]}" alt="{label} {values[start]}" style="max-width: 100%"></div>
+<script>(() => {{ const box = document.getElementById("{key}"), frames = {json.dumps(frames)}, values = {json.dumps(values)}, img = box.querySelector("img");
+box.querySelector("input").addEventListener("input", e => {{ const i = e.target.value; img.src = frames[i]; img.alt = "{label} " + values[i]; box.querySelector("output").textContent = values[i]; }}); }})();</script>''')

@@ -6,14 +6,14 @@
 __all__ = ['networks', 'timestep_embedding', 'TimeClassEmbedding', 'AdaGroupNorm', 'zero_init', 'ResBlock', 'Attention',
            'Upsample', 'Downsample', 'register_network', 'build_network', 'Block', 'way_down', 'way_up', 'UNet']
 
-# %% ../nbs/01_unet.ipynb #917593f7
+# %% ../nbs/01_unet.ipynb #5320b7dd
 import math
 from importlib import import_module
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-# %% ../nbs/01_unet.ipynb #74caa67a
+# %% ../nbs/01_unet.ipynb #451bdb91
 def timestep_embedding(
     t,  # steps, int64 `[B]`
     dim,  # features, even
@@ -24,7 +24,7 @@ def timestep_embedding(
     args = t[:, None].float() * freqs
     return torch.cat([args.cos(), args.sin()], 1)
 
-# %% ../nbs/01_unet.ipynb #79cb42fd
+# %% ../nbs/01_unet.ipynb #d7ecd7a3
 class TimeClassEmbedding(nn.Module):
     "Step and class to one vector: `[B], [B] -> [B, dim]`; class `num_classes` is the null class"
     def __init__(self,
@@ -37,10 +37,10 @@ class TimeClassEmbedding(nn.Module):
         self.time = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.classes = nn.Embedding(num_classes + 1, dim)
 
-    def forward(self, t, cond): return F.silu(self.time(timestep_embedding(t, self.freq_dim)) + self.classes(cond))
+    def forward(self, t, cond): return F.silu(self.time(timestep_embedding(t, self.freq_dim).to(self.classes.weight.dtype)) + self.classes(cond))
 
-# %% ../nbs/01_unet.ipynb #6c978526
-def _groups(channels): return math.gcd(channels, 8) if channels < 64 else math.gcd(channels, 32)
+# %% ../nbs/01_unet.ipynb #5d379e81
+def _groups(channels): return channels // math.gcd(channels, 16)
 
 class AdaGroupNorm(nn.Module):
     "Group norm whose scale and shift come from an embedding (Dhariwal & Nichol 2021, section 3.1): `h [B, C, H, W], emb [B, D] -> [B, C, H, W]`"
@@ -61,7 +61,7 @@ def zero_init(layer):
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
-# %% ../nbs/01_unet.ipynb #ead945aa
+# %% ../nbs/01_unet.ipynb #e0667991
 class ResBlock(nn.Module):
     "Norm, SiLU, convolution, twice, around a shortcut: `x [B, C_in, H, W], emb [B, D] -> [B, C_out, H, W]`"
     def __init__(self,
@@ -80,7 +80,7 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h, emb))))
 
-# %% ../nbs/01_unet.ipynb #3c812132
+# %% ../nbs/01_unet.ipynb #1c9db326
 class Attention(nn.Module):
     "Multi-head self-attention over the pixels, added to its input: `[B, C, H, W] -> [B, C, H, W]`"
     def __init__(self,
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(B, C, H, W)
         return x + self.out(h)
 
-# %% ../nbs/01_unet.ipynb #8b7682b5
+# %% ../nbs/01_unet.ipynb #74f93edf
 class Upsample(nn.Sequential):
     "Twice the resolution: nearest neighbour, then a 3×3 convolution; `[B, C, H, W] -> [B, C, 2H, 2W]`"
     def __init__(self, channels): super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1))
@@ -108,7 +108,7 @@ def Downsample(channels):
     "Half the resolution by a strided 3×3 convolution; `[B, C, H, W] -> [B, C, H/2, W/2]`"
     return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-# %% ../nbs/01_unet.ipynb #0e61bdd0
+# %% ../nbs/01_unet.ipynb #183ed094
 networks = {}  # networks by name; a network not yet registered is looked for in the module of its name
 
 def register_network(name):
@@ -127,7 +127,7 @@ def build_network(
     if name not in networks: raise ValueError(f'unknown network {name!r}: it is one of {", ".join(sorted(networks))}')
     return networks[name](**kwargs)
 
-# %% ../nbs/01_unet.ipynb #f7c88d08
+# %% ../nbs/01_unet.ipynb #ae7f30ed
 class Block(ResBlock):
     "A residual block, followed by attention if it has heads"
     def __init__(self, c_in, c_out, emb_dim, dropout=0., heads=0):
@@ -136,7 +136,7 @@ class Block(ResBlock):
 
     def forward(self, x, emb): return self.attention(super().forward(x, emb))
 
-# %% ../nbs/01_unet.ipynb #faf8b76f
+# %% ../nbs/01_unet.ipynb #e133507e
 def way_down(
     base,  # channels of the stem's output, the first state on the stack
     widths, sizes,  # channels and resolution of each level
@@ -161,7 +161,7 @@ def way_up(
         if level: layers.append(Upsample(c))
     return layers
 
-# %% ../nbs/01_unet.ipynb #b736da7c
+# %% ../nbs/01_unet.ipynb #b4a25615
 def _check_size(height, width, multiple):
     if height % multiple or width % multiple: raise ValueError(f'images of {height}×{width} pixels: this U-Net needs sides divisible by {multiple}')
 
@@ -200,15 +200,15 @@ class UNet(nn.Module):
         self.up = way_up(states, widths, sizes, num_res_blocks, block)
         self.norm, self.head = nn.GroupNorm(_groups(widths[0]), widths[0]), zero_init(nn.Conv2d(widths[0], pixels, 3, padding=1))
 
-# %% ../nbs/01_unet.ipynb #df987025
+# %% ../nbs/01_unet.ipynb #d19446bf
 @patch
 def forward(self: UNet, x_t, t, cond):
     _check_size(*x_t.shape[2:], self.multiple)
-    h, emb = self.stem(F.pixel_unshuffle(x_t, self.patch_size)), self.embed(t, cond)
+    h, emb = self.stem(F.pixel_unshuffle(x_t, self.patch_size).to(self.stem.weight.dtype)), self.embed(t, cond)
     stack = [h]
     for layer in self.down:
         h = layer(h, emb) if isinstance(layer, Block) else layer(h)
         stack.append(h)
     for layer in self.middle: h = layer(h, emb)
     for layer in self.up: h = layer(torch.cat([h, stack.pop()], 1), emb) if isinstance(layer, Block) else layer(h)
-    return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size)
+    return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size).to(x_t.dtype)

@@ -34,3 +34,12 @@ def test_readme_is_the_index_notebook():
     text, pictures = readme()
     assert (ROOT / "README.md").read_text(encoding="utf8") == text, "run python tests/make_readme.py"
     for path, data in pictures.items(): assert (ROOT / path).read_bytes() == data
+
+def test_the_german_front_page_keeps_up():
+    "the same commands, code, chapters and first picture"
+    english, german = ((ROOT / name).read_text(encoding="utf8") for name in ("README.md", "README.de.md"))
+    blocks = lambda text: [b for b in re.findall(r"^```(?:sh|python)\n(.*?)```", text, re.M | re.S) if b != "fashiondiff_eval\n"]
+    assert blocks(german) == blocks(english)
+    for pattern in (r"^\| `(\w+)` \|", r"^!\[[^]]*\]\((.*?)\)"): assert re.findall(pattern, german, re.M)[0] == re.findall(pattern, english, re.M)[0]
+    chapters = lambda text: re.findall(r"^\| `(\d\d_\w+)` \|", text, re.M)
+    assert chapters(german) == chapters(english)
