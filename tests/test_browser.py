@@ -88,8 +88,12 @@ def drag(shown, description, share):
     mouse.move(bar["x"] + bar["width"] * share, grip["y"] + grip["height"] / 2, steps=8); mouse.up()
 
 def key(shown, description, *keys):
-    target = shown.control(description).locator("select, .noUi-handle, input").first; target.focus()
+    target = shown.handle(description); target.focus()
     for k in keys: target.press(k)
+
+def choose(shown, description, key):
+    "by keyboard: JupyterLab takes bare arrow keys for itself, so the list is opened first"
+    target = shown.control(description).locator("select"); target.focus(); target.press("Alt+ArrowDown"); shown.page.keyboard.press(key); shown.page.keyboard.press("Enter")
 
 def number(shown, description, text):
     field = shown.control(description).locator("input"); field.click(); field.fill(text); field.press("Enter")
@@ -99,7 +103,7 @@ def test_noise_explorer(lab, browser):
     assert shown.settles_at(mine), "the first picture"
     moves(shown, mine, lambda: drag(shown, "step t", .9))
     moves(shown, mine, lambda: key(shown, "step t", *["ArrowLeft"] * 25))                       # quickly: none of the pictures on the way may come last
-    moves(shown, mine, lambda: key(shown, "schedule", "ArrowDown"))
+    moves(shown, mine, lambda: choose(shown, "schedule", "ArrowDown"))
     moves(shown, mine, lambda: shown.control("class").locator("select").select_option("bag"))
     moves(shown, mine, lambda: key(shown, "image", "ArrowRight"))
     moves(shown, mine, lambda: number(shown, "seed", "7"))
@@ -111,7 +115,7 @@ def test_guidance_explorer(lab, browser):
     assert shown.settles_at(mine), "the first picture"
     moves(shown, mine, lambda: key(shown, "scale", "ArrowRight", "ArrowRight"))
     moves(shown, mine, lambda: drag(shown, "steps", .05))
-    moves(shown, mine, lambda: shown.control("sampler").locator("select").select_option("ddim"))
+    moves(shown, mine, lambda: choose(shown, "sampler", "ArrowUp"))
     moves(shown, mine, lambda: shown.control("class").locator("select").select_option("trouser"))
     moves(shown, mine, lambda: number(shown, "seed", "3"))
     assert not shown.errors, shown.errors
