@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Guided', 'guide', 'draw_guidance', 'guidance_explorer']
 
-# %% ../nbs/04_guidance.ipynb #00b749c1
+# %% ../nbs/04_guidance.ipynb #4c520b2b
 import math
 import ipywidgets as W, matplotlib.pyplot as plt, torch
 from torch import nn
@@ -14,7 +14,7 @@ from .sampling import sample, samplers
 from .schedule import explorer
 from .training import load_model
 
-# %% ../nbs/04_guidance.ipynb #5bb6a001
+# %% ../nbs/04_guidance.ipynb #9ea1927b
 class Guided(nn.Module):
     "A denoiser that exaggerates the difference that the condition makes"
     def __init__(self, denoiser, scale, interval):
@@ -39,7 +39,7 @@ def guide(
     if not 0 <= scale < math.inf: raise ValueError(f'guidance scale {scale}: it is 0 or more')
     return Guided(denoiser, scale, interval)
 
-# %% ../nbs/04_guidance.ipynb #84af61d5
+# %% ../nbs/04_guidance.ipynb #73b8f49e
 def draw_guidance(
     label='shirt',  # class name
     scale=1.5,  # guidance scale

@@ -7,7 +7,7 @@ __all__ = ['grids', 'samplers', 'Step', 'final', 'timesteps', 'predict', 'poster
            'heun', 'network_calls', 'to_labels', 'sample_batches', 'default_steps', 'sample', 'draw_denoising',
            'denoising_explorer', 'slerp', 'img2img', 'inpaint']
 
-# %% ../nbs/03_sampling.ipynb #50aeea89
+# %% ../nbs/03_sampling.ipynb #0d00c84c
 import inspect, math
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from .data import class_id, classes, rng, show_images
 from .schedule import explorer, to_x0_eps
 from .training import load_model
 
-# %% ../nbs/03_sampling.ipynb #2008a9b9
+# %% ../nbs/03_sampling.ipynb #2883b098
 class Step(NamedTuple):
     "What a sampler yields for each interval"
     t: int  # the step that was left
@@ -29,7 +29,7 @@ def final(steps):
     for step in steps: pass
     return step.x
 
-# %% ../nbs/03_sampling.ipynb #dda153db
+# %% ../nbs/03_sampling.ipynb #36d0a63a
 grids = ('trailing', 'leading', 'linspace', 'karras')
 
 def timesteps(
@@ -59,7 +59,7 @@ def _karras(schedule, steps, rho_max=80., power=7):
     for i in range(1, steps): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
     return torch.maximum(ts, floor)
 
-# %% ../nbs/03_sampling.ipynb #7ee06f1f
+# %% ../nbs/03_sampling.ipynb #47aa58c2
 def _point(schedule, t):
     "alpha and sigma at a step as Python floats; (1, 0) for the clean image"
     return (schedule.alpha[t].item(), schedule.sigma[t].item()) if t >= 0 else (1., 0.)
@@ -80,7 +80,7 @@ def predict(
     x0 = x0.clamp(-1, 1)
     return x0, (x - alpha * x0) / sigma
 
-# %% ../nbs/03_sampling.ipynb #b6988d7d
+# %% ../nbs/03_sampling.ipynb #df01ab65
 def posterior(
     schedule,  # a `Schedule`
     t,  # the step left, an int
@@ -110,7 +110,7 @@ def ddpm(
         if s >= 0: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #bacd74bd
+# %% ../nbs/03_sampling.ipynb #b43b9f7a
 def noise_like(
     seed,  # of the whole set of images
     ids,  # the index of each image in the set
@@ -121,7 +121,7 @@ def noise_like(
     gens = [rng(seed, i, salt=5) for i in ids]
     return lambda *_: torch.stack([torch.randn(shape, generator=g) for g in gens]).to(device)
 
-# %% ../nbs/03_sampling.ipynb #3632b2c2
+# %% ../nbs/03_sampling.ipynb #255cb23f
 def ddim(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -143,7 +143,7 @@ def ddim(
         if std: x = x + std * noise(x)
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #e9abaa5a
+# %% ../nbs/03_sampling.ipynb #39c9fcca
 def _half_log_snr(schedule, t):
     alpha, sigma = _point(schedule, t)
     return math.log(alpha) - math.log(sigma) if sigma else math.inf
@@ -168,7 +168,7 @@ def dpmpp_2m(
         prev, h_prev = x0, h
         yield Step(t, x, x0)
 
-# %% ../nbs/03_sampling.ipynb #0bbffd9f
+# %% ../nbs/03_sampling.ipynb #bca2a767
 def heun(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`
     schedule,  # a `Schedule`
@@ -200,7 +200,7 @@ def network_calls(
     "How often a sampler calls the denoiser"
     return 2 * steps - 1 if sampler == 'heun' else steps
 
-# %% ../nbs/03_sampling.ipynb #63fae99a
+# %% ../nbs/03_sampling.ipynb #c619d157
 def to_labels(
     cond,  # a class name or id, or a list of them; None: no label
     n,  # images of each
@@ -212,7 +212,7 @@ def to_labels(
     many = cond if isinstance(cond, (list, tuple, range)) else [cond]
     return torch.tensor([null if c is None else class_id(c, names) for c in many]).repeat_interleave(n)
 
-# %% ../nbs/03_sampling.ipynb #27c5d232
+# %% ../nbs/03_sampling.ipynb #edd11038
 @torch.no_grad()
 def sample_batches(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
@@ -243,7 +243,7 @@ def default_steps(sampler, schedule, steps=None):
     own = inspect.signature(samplers[sampler]).parameters['steps'].default or len(schedule)
     return steps or min(own, len(schedule))
 
-# %% ../nbs/03_sampling.ipynb #c7edd36c
+# %% ../nbs/03_sampling.ipynb #6b1ee03f
 def sample(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
     schedule,  # the `Schedule` that it was trained with
@@ -264,7 +264,7 @@ def sample(
     with tqdm(total=steps * -(-len(labels) // batch_size), disable=not progress, desc=f'{sampler}, {steps} steps') as bar:
         return torch.cat(list(sample_batches(denoiser, schedule, labels, sampler, steps, seed, batch_size, device, tick=bar.update, **options)))
 
-# %% ../nbs/03_sampling.ipynb #67b4a7d7
+# %% ../nbs/03_sampling.ipynb #c9b552ec
 def draw_denoising(
     path,  # a list of `Step`
     step=1,  # how many of them have been taken
@@ -299,7 +299,7 @@ def denoising_explorer(
     box.children = (play, *box.children)
     return box
 
-# %% ../nbs/03_sampling.ipynb #ff3dffb8
+# %% ../nbs/03_sampling.ipynb #8c1e3e7d
 def slerp(
     a, b,  # noise of the same shape, `[C, H, W]`
     w,  # 0 gives a, 1 gives b
@@ -309,7 +309,7 @@ def slerp(
     if torch.sin(angle) < 1e-3: return torch.lerp(a, b, w)
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
-# %% ../nbs/03_sampling.ipynb #c8247f4a
+# %% ../nbs/03_sampling.ipynb #4adf21f8
 @torch.no_grad()
 def img2img(
     denoiser,  # a denoiser
@@ -334,7 +334,7 @@ def img2img(
     x = cut.add_noise(images, noise(), torch.full((len(images),), first, device=images.device))
     return final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options)).clamp(-1, 1)
 
-# %% ../nbs/03_sampling.ipynb #f3e03ec5
+# %% ../nbs/03_sampling.ipynb #da3a9a3d
 def inpaint(
     denoiser,  # a denoiser
     schedule,  # its `Schedule`

@@ -3,6 +3,7 @@ import base64, io, os, shutil, socket, subprocess, sys, time, urllib.request, wa
 import nbformat, pytest
 from PIL import Image, ImageChops, ImageStat
 from fashiondiff import denoising_explorer, guidance_explorer, noise_explorer
+from make_readme import ROOT
 
 chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if not chromium:
@@ -146,3 +147,22 @@ explorer(draw, n=W.IntSlider(0, 0, 3, description='n'))"""
     key(shown, "n", "ArrowRight"); shown.page.get_by_text("ValueError: two is <too> much").wait_for(state="detached", timeout=10_000)
     assert shown.picture() != before
     shown.page.close()
+
+@pytest.mark.parametrize("name", ["00_schedule", "03_sampling", "04_guidance"])
+def test_flipbooks_need_no_kernel_and_no_network(browser, tmp_path, name):
+    "the HTML that the notebook stores, on a page of its own"
+    html = [o.data["text/html"] for c in nbformat.read(ROOT / f"nbs/{name}.ipynb", 4).cells for o in c.get("outputs", []) if "flipbook" in o.get("data", {}).get("text/html", "")]
+    assert html and sum(map(len, html)) < 400_000
+    (tmp_path / "page.html").write_text('<!doctype html><meta charset="utf8">' + "".join(html), encoding="utf8")
+    page, errors, asked = browser.new_page(), [], []
+    page.on("pageerror", lambda e: errors.append(str(e))); page.on("request", lambda r: asked.append(r.url))
+    page.goto((tmp_path / "page.html").as_uri())
+    for i in range(len(html)):
+        box = page.locator(".flipbook").nth(i); slider, picture, says = box.locator("input"), box.locator("img"), box.locator("output")
+        seen = {(says.inner_text(), picture.get_attribute("src"))}; slider.focus(); slider.press("Home")
+        for _ in range(int(slider.get_attribute("max"))): seen.add((says.inner_text(), picture.get_attribute("src"))); slider.press("ArrowRight")
+        seen.add((says.inner_text(), picture.get_attribute("src")))
+        assert len(seen) == int(slider.get_attribute("max")) + 1 == len({src for _, src in seen})
+        assert picture.evaluate("e => e.naturalWidth") > 100 and says.inner_text() in picture.get_attribute("alt")
+    assert not errors and not [u for u in asked if not u.startswith(("file:", "data:"))]
+    page.close()
