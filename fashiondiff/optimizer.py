@@ -19,11 +19,12 @@ def orthogonalize(
     "Matrices with the singular vectors of `m` and singular values near 1 (those far below the largest fall short), in bfloat16 (Jordan et al. 2024)"
     a, b, c = coefficients
     tall = m.shape[-2] > m.shape[-1]
-    x = (m.mT if tall else m).bfloat16()
+    x = (m.mT if tall else m).bfloat16(); shape = x.shape; x = x.reshape(-1, *shape[-2:])
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         s = x @ x.mT
-        x = a * x + (b * s + c * s @ s) @ x
+        x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
+    x = x.view(shape)
     return x.mT if tall else x
 
 # %% ../nbs/02_optimizer.ipynb #d8cd93e8

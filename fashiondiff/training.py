@@ -146,6 +146,8 @@ class FastTuned(Config):
     patch_size: int = 2                      # 2×2 pixels folded into channels: 14×14 and 7×7 only, several times quicker, …
     channel_mults: tuple = (1, 2)            # … with two levels left, …
     base_channels: int = 64                  # … and room for twice the width
+    batch_size: int = 512                    # small pictures: a GPU is bored by fewer
+    batch_size: int = 512                    # small pictures: a GPU is bored by fewer
     dropout: float = 0.                      # random bits are dear, and in 50 epochs little is learned by heart
     prediction: str = 'v'                    # errors count at every noise level,
     timestep_sampling: str = 'logit_normal'  # most at those where the picture is decided
@@ -164,7 +166,6 @@ class HQTuned(FastTuned):
     base_channels: int = 96                  # 6.7 M parameters: 13.5 MB in half precision
     attention_resolutions: tuple = (7,)      # as in `hq`
     epochs: int = 300
-    batch_size: int = 512                    # small pictures: a GPU is bored by fewer
 
 @dataclass
 class Tiny(FastTuned):
