@@ -202,13 +202,14 @@ extractors = dict(fmnist=Fmnist, inception=Inception)  # makers of extractors by
 
 def get_extractor(
     which,  # a key of `extractors`, or an extractor, which is passed through
-    device='cpu',  # where it should work
+    device=None,  # where it should work; one that is passed through stays where it is, one by name is on the CPU
 ):
     "An extractor by name or itself, in evaluation mode. Raises `EvaluationError` for an unknown name or one that is not to be had."
     if isinstance(which, str):
         if which not in extractors: raise EvaluationError(f'unknown extractor {which!r}: it is one of {", ".join(extractors)}')
         which = extractors[which]()
-    return which.eval().to(device) if isinstance(which, nn.Module) else which
+    if isinstance(which, nn.Module): which = which.eval() if device is None else which.eval().to(device)
+    return which
 
 # %% ../nbs/05_evaluation.ipynb #34bcf325
 class Moments:
@@ -359,7 +360,7 @@ def fingerprint(
 ) -> str:
     "Twelve digits that change when a weight changes (SHA-256)"
     h = hashlib.sha256()
-    for k, v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
+    for k, v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:12]
 
 # %% ../nbs/05_evaluation.ipynb #e4b99bc6
