@@ -15,18 +15,19 @@ import copy, hashlib, json, re, time, warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-import matplotlib.pyplot as plt, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance
-from .data import Batches, assets, classes, load_data, rng, show_images, to_float, to_uint8
+from .data import Batches, assets, classes, lazy, load_data, rng, show_images, to_float, to_uint8
 from .guidance import guide
 from .sampling import sample_batches
 from .training import write_whole
+
+# %% ../nbs/05_evaluation.ipynb #7f7a5ab4
+plt, metrics = lazy('matplotlib.pyplot'), lazy('torchmetrics.image')
 
 # %% ../nbs/05_evaluation.ipynb #ab5a3dd6
 def _conv(c_in, c_out, stride=1):
@@ -283,7 +284,7 @@ def kid(
     "Kernel distance and its standard deviation over subsets (Bińkowski et al. 2018), by torchmetrics"
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore'); torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=min(size, len(real), len(fake)))
+        metric = metrics.kid.KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=min(size, len(real), len(fake)))
         metric.update(real.double(), real=True); metric.update(fake.double(), real=False)
         return tuple(v.item() for v in metric.compute())
 
@@ -293,7 +294,7 @@ def classifier_score(
     "exp of the mean KL divergence of an image's class probabilities from those of all images (Salimans et al. 2016), by torchmetrics"
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore')
-        metric = InceptionScore(feature=nn.Identity(), splits=1)
+        metric = metrics.inception.InceptionScore(feature=nn.Identity(), splits=1)
         metric.update(logits.double())
         return metric.compute()[0].item()
 
