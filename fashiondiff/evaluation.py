@@ -350,8 +350,11 @@ def _shards(folder):
     "The images and labels of a folder of samples so far, and the seconds that they took. Raises `EvaluationError` naming a file that is damaged, foreign or out of order."
     images, labels, seconds = [], [], 0.
     for p in sorted(Path(folder).glob('*.safetensors')):
-        try: part = load_file(p); images.append(part['images']); labels.append(part['labels'].long()); seconds += part['seconds'].item()
-        except (SafetensorError, OSError, KeyError): raise EvaluationError(f'{p} is damaged: delete it and those after it, and run again') from None
+        try:
+            part = load_file(p); x, y = part['images'], part['labels'].long(); seconds += part['seconds'].item()
+            if x.dtype != torch.uint8 or x.ndim != 4 or y.shape != x.shape[:1] or images and x.shape[1:] != images[0].shape[1:]: raise ValueError('shape')
+            images.append(x); labels.append(y)
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError): raise EvaluationError(f'{p} is damaged: delete it and those after it, and run again') from None
         if p.stem != f'{sum(map(len, images[:-1])):06d}': raise EvaluationError(f'{p}: images before it are missing: delete it and those after it, and run again')
     return (torch.cat(images), torch.cat(labels), seconds) if images else (None, None, 0.)
 
@@ -360,7 +363,7 @@ def fingerprint(
 ) -> str:
     "Twelve digits that change when a weight changes (SHA-256)"
     h = hashlib.sha256()
-    for k, v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
+    for k, v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:12]
 
 # %% ../nbs/05_evaluation.ipynb #e4b99bc6
@@ -412,11 +415,12 @@ def read_images(
 def _read_png(path, shape):
     channels, height, width = shape
     try:
-        with Image.open(path) as im:
+        with Image.open(path, formats=['PNG']) as im:                                        # whatever it is called: other formats call other programs
             if im.mode[0] in 'IF': raise ValueError('more than 8 bits')
+            if im.width * im.height > 2**24: raise ValueError('more than 16 million pixels')
             if 'A' in im.mode or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im.convert('RGBA'))
             im = im.convert('L' if channels == 1 else 'RGB')
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise EvaluationError(f'{path} cannot be read as a picture ({e})') from None
+    except Exception as e: raise EvaluationError(f'{path} cannot be read as a picture ({e})') from None    # Pillow raises nearly anything
     if im.size != (width, height): im = im.resize((width, height), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(im.tobytes()), dtype=torch.uint8).view(height, width, channels).permute(2, 0, 1)
 
