@@ -281,7 +281,7 @@ def train_command(args):
     if mode != 'disabled' and accelerator.is_main_process: tracker(accelerator, config, out, mode)
     with signals() as caught: reason = _loop(trainer, out, args, caught)
     accelerator.end_training()
-    if accelerator.is_main_process: print(f'{out}: {reason} at step {trainer.step} of {trainer.total}')
+    if accelerator.is_main_process: print(f'{out}: {reason} at step {trainer.step} of {trainer.total}' + f', by {accelerator.num_processes} processes' * (accelerator.num_processes > 1))
     return 130 if caught.get('signal') == signal.SIGINT else 0
 
 def train_main(argv=None):

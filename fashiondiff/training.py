@@ -396,7 +396,7 @@ def _inspect(path):
     "Raises `ValueError` unless a file is as `torch.save` writes dicts of tensors: an archive with nothing packed, no wrong checksum, and no name but those of tensors"
     with zipfile.ZipFile(path) as z:
         if any(i.compress_type for i in z.infolist()) or sum(i.file_size for i in z.infolist()) > path.stat().st_size: raise ValueError('it unpacks into more than it is')
-        if z.testzip(): raise ValueError('a checksum is wrong')
+        if z.testzip() or any(n.endswith('constants.pkl') for n in z.namelist()): raise ValueError('a checksum is wrong, or it is a program')
         names = set().union(*(_pickled_names(z.read(n)) for n in z.namelist() if n.endswith('data.pkl')))
     if foreign := names - _storages - {'collections OrderedDict', 'torch._utils _rebuild_tensor_v2'}: raise ValueError(f'it names {foreign}')
 
