@@ -27,7 +27,7 @@ from .sampling import sample_batches
 from .training import write_whole
 
 # %% ../nbs/05_evaluation.ipynb #7f7a5ab4
-plt, metrics = lazy('matplotlib.pyplot'), lazy('torchmetrics.image')
+plt, torchmetrics_kid, torchmetrics_inception = map(lazy, ('matplotlib.pyplot', 'torchmetrics.image.kid', 'torchmetrics.image.inception'))
 
 # %% ../nbs/05_evaluation.ipynb #ab5a3dd6
 def _conv(c_in, c_out, stride=1):
@@ -284,7 +284,7 @@ def kid(
     "Kernel distance and its standard deviation over subsets (Bińkowski et al. 2018), by torchmetrics"
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore'); torch.manual_seed(seed)
-        metric = metrics.kid.KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=min(size, len(real), len(fake)))
+        metric = torchmetrics_kid.KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=min(size, len(real), len(fake)))
         metric.update(real.double(), real=True); metric.update(fake.double(), real=False)
         return tuple(v.item() for v in metric.compute())
 
@@ -294,7 +294,7 @@ def classifier_score(
     "exp of the mean KL divergence of an image's class probabilities from those of all images (Salimans et al. 2016), by torchmetrics"
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore')
-        metric = metrics.inception.InceptionScore(feature=nn.Identity(), splits=1)
+        metric = torchmetrics_inception.InceptionScore(feature=nn.Identity(), splits=1)
         metric.update(logits.double())
         return metric.compute()[0].item()
 
@@ -415,7 +415,8 @@ def read_images(
 def _read_png(path, shape):
     channels, height, width = shape
     try:
-        with Image.open(path, formats=['PNG']) as im:                                        # whatever it is called: other formats call other programs
+        with warnings.catch_warnings(), Image.open(path, formats=['PNG']) as im:                  # whatever it is called: other formats call other programs
+            warnings.simplefilter('ignore')
             if im.mode[0] in 'IF': raise ValueError('more than 8 bits')
             if im.width * im.height > 2**24: raise ValueError('more than 16 million pixels')
             if 'A' in im.mode or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im.convert('RGBA'))

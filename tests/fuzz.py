@@ -2,7 +2,7 @@
 
 Every case is a file of ours with something wrong in it, given to a command in a process of its own (forked from this one, so that imports are paid once).
 It has to be opened, or refused in a line that names it: no traceback, no crash, no hang, and not a gigabyte more memory than doing nothing takes."""
-import collections, copy, gzip, io, json, math, os, pickle, random, shutil, signal, struct, sys, tempfile, time, zipfile, zlib
+import collections, copy, gzip, io, json, math, os, pickle, random, shutil, signal, struct, sys, tempfile, time, warnings, zipfile, zlib
 os.environ["OMP_NUM_THREADS"] = "1"                            # a process with threads must not be forked
 from pathlib import Path
 import torch
@@ -43,7 +43,8 @@ def spoil(data, r):
 
 def archive(members, packed=zipfile.ZIP_STORED):
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", packed) as z:
+    with zipfile.ZipFile(out, "w", packed) as z, warnings.catch_warnings():
+        warnings.simplefilter("ignore")                         # of names that are there twice
         for name, data in members: z.writestr(name, data)
     return out.getvalue()
 

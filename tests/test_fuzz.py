@@ -23,7 +23,7 @@ def test_nothing_in_the_package_reads_pickles_or_unpacks_archives_by_other_means
     "what the fuzzer does not meet is not there"
     for path in (ROOT / "fashiondiff").glob("*.py"):
         text = path.read_text()
-        assert not re.search(r"\bpickle\.|extractall|unpack_archive|tarfile|weights_only=False|allow_pickle|\beval\(|\bexec\(|os\.system|shell=True", text), path.name
+        assert not re.search(r"\bpickle\.|extractall|unpack_archive|tarfile|torch\.load\([^)]*weights_only=False|allow_pickle|(?<![.\w])(eval|exec)\(|os\.system|shell=True", text), path.name
         for call in re.findall(r"torch\.load\(.*?\)|load_state_dict_from_url\(.*?\)", text): assert "weights_only=True" in call, (path.name, call)
 
 @pytest.fixture
