@@ -609,7 +609,7 @@ class Guard:
         self.trainer, self.out, self.patience = trainer, out, patience
         self.steps, self.seen, self.history, self.skipped, self.in_a_row, self.failed = [], [], [], 0, 0, False
 
-    def add(self, log): self.steps.append(log.step); self.seen.append(torch.stack([log.loss.float(), log.grad_norm.float()]))
+    def add(self, log): self.steps.append(log.step); self.seen.append(torch.stack([log.loss.float(), (log.loss if log.grad_norm is None else log.grad_norm).float()]))
 
     def look(self):
         "Look at the steps since the last look. Raises `RunError` naming the first that went wrong."

@@ -65,6 +65,8 @@ def test_no_text_becomes_a_path_out_of_its_folder(tmp_path, name):
     (made,) = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert made.parent == tmp_path / "a/b" and made.name == f"{file_name(name)}_000.png" and not re.search(r"[/\\\0\n]", made.name)
 
-def test_a_picture_of_another_format_is_not_opened_by_other_programs(tmp_path):
-    Image.new("L", (28, 28)).save(tmp_path / "a.png", "EPS")
+@pytest.mark.parametrize("kind", ["EPS", "BMP"])
+def test_a_picture_of_another_format_is_not_opened(tmp_path, kind):
+    "some formats are handed to other programs"
+    Image.new("L", (28, 28)).save(tmp_path / "a.png", kind)
     with pytest.raises(EvaluationError, match="a.png cannot be read as a picture"): read_images(tmp_path, least=1)

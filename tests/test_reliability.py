@@ -1,12 +1,13 @@
 "Nothing lost: a run survives whatever may happen to its process, its disk and its numbers. SECURITY.md says what is promised."
-import csv, os, random, shutil, signal, socket, subprocess, sys, tempfile, time
+import io, os, random, re, shutil, signal, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 import pytest, torch
 from PIL import Image
 import forks
 from fashiondiff.commands import preview
 from fashiondiff.data import Batches, sample_data
-from fashiondiff.training import Trainer, fit, make_accelerator, make_config, newest_checkpoint, read_checkpoint, read_log
+from fashiondiff.training import Trainer, fit, make_accelerator, make_config, newest_checkpoint, read_checkpoint, read_log, save_checkpoint
+from make_readme import ROOT
 
 def same(a, b):
     "Equal to the bit, all the way down"
@@ -98,6 +99,15 @@ def test_a_corrupt_newest_checkpoint_is_reported_and_the_one_before_is_used(run,
     assert f"passed over: {newest}" in said and "step 20 of 20" in said
     assert same(read_checkpoint(newest)["model"], read_checkpoint(run / "checkpoint_last.pth")["model"]), "the step that was lost is done again"
 
+def test_a_disk_that_lies_does_not_cost_the_checkpoint_before(run, tmp_path, monkeypatch):
+    "what was written is read back before it takes the place of what was there"
+    t, path = small(), tmp_path / "a.pth"
+    save_checkpoint(t, path); good, save = path.read_bytes(), torch.save
+    def lying(state, f): whole = io.BytesIO(); save(state, whole); f.write(whole.getvalue()[:-1000])
+    monkeypatch.setattr(torch, "save", lying)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"): save_checkpoint(t, path, before=tmp_path / "b.pth")
+    assert path.read_bytes() == good and [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
 # disks, folders, clocks
 
 @pytest.mark.parametrize("room_for", [20_000, 1_100], ids=["for log.csv alone", "for nothing"])
@@ -187,6 +197,13 @@ def test_a_preview_that_shows_nothing_is_said(tmp_path, value):
     assert Image.open(tmp_path / "p.png").size
 
 # the tests themselves
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "README.md"])
+def test_every_promise_names_a_test_that_is_there(page):
+    there = set(re.findall(r"^def (test_\w+)", "".join(p.read_text(encoding="utf8") for p in (ROOT / "tests").glob("test_*.py")), re.M))
+    named = re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf8"))
+    assert len(named) >= 20 and not set(named) - there
+    if page == "SECURITY.md": assert not {t for f in ("reliability", "processes", "fuzz") for t in re.findall(r"^def (test_\w+)", (ROOT / f"tests/test_{f}.py").read_text(), re.M)} - set(named) - {"test_neither_tests_nor_their_processes_reach_the_network", "test_every_promise_names_a_test_that_is_there"}
 
 def test_neither_tests_nor_their_processes_reach_the_network():
     code = "import socket\ntry: socket.create_connection(('192.0.2.1', 80), .5)\nexcept OSError as e: print(e)\ntry: socket.getaddrinfo('example.org', 80)\nexcept OSError as e: print(e)"
