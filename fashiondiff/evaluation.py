@@ -15,18 +15,19 @@ import copy, hashlib, json, re, time, warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-import matplotlib.pyplot as plt, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance
-from .data import Batches, assets, classes, load_data, rng, show_images, to_float, to_uint8
+from .data import Batches, assets, classes, lazy, load_data, rng, show_images, to_float, to_uint8
 from .guidance import guide
 from .sampling import sample_batches
 from .training import write_whole
+
+# %% ../nbs/05_evaluation.ipynb #7f7a5ab4
+plt, torchmetrics_kid, torchmetrics_inception = map(lazy, ('matplotlib.pyplot', 'torchmetrics.image.kid', 'torchmetrics.image.inception'))
 
 # %% ../nbs/05_evaluation.ipynb #ab5a3dd6
 def _conv(c_in, c_out, stride=1):
@@ -284,7 +285,7 @@ def kid(
     "Kernel distance and its standard deviation over subsets (Bińkowski et al. 2018), by torchmetrics"
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore'); torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=min(size, len(real), len(fake)))
+        metric = torchmetrics_kid.KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=min(size, len(real), len(fake)))
         metric.update(real.double(), real=True); metric.update(fake.double(), real=False)
         return tuple(v.item() for v in metric.compute())
 
@@ -294,7 +295,7 @@ def classifier_score(
     "exp of the mean KL divergence of an image's class probabilities from those of all images (Salimans et al. 2016), by torchmetrics"
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore')
-        metric = InceptionScore(feature=nn.Identity(), splits=1)
+        metric = torchmetrics_inception.InceptionScore(feature=nn.Identity(), splits=1)
         metric.update(logits.double())
         return metric.compute()[0].item()
 
@@ -350,8 +351,11 @@ def _shards(folder):
     "The images and labels of a folder of samples so far, and the seconds that they took. Raises `EvaluationError` naming a file that is damaged, foreign or out of order."
     images, labels, seconds = [], [], 0.
     for p in sorted(Path(folder).glob('*.safetensors')):
-        try: part = load_file(p); images.append(part['images']); labels.append(part['labels'].long()); seconds += part['seconds'].item()
-        except (SafetensorError, OSError, KeyError): raise EvaluationError(f'{p} is damaged: delete it and those after it, and run again') from None
+        try:
+            part = load_file(p); x, y = part['images'], part['labels'].long(); seconds += part['seconds'].item()
+            if x.dtype != torch.uint8 or x.ndim != 4 or y.shape != x.shape[:1] or images and x.shape[1:] != images[0].shape[1:]: raise ValueError('shape')
+            images.append(x); labels.append(y)
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError): raise EvaluationError(f'{p} is damaged: delete it and those after it, and run again') from None
         if p.stem != f'{sum(map(len, images[:-1])):06d}': raise EvaluationError(f'{p}: images before it are missing: delete it and those after it, and run again')
     return (torch.cat(images), torch.cat(labels), seconds) if images else (None, None, 0.)
 
@@ -412,11 +416,13 @@ def read_images(
 def _read_png(path, shape):
     channels, height, width = shape
     try:
-        with Image.open(path) as im:
+        with warnings.catch_warnings(), Image.open(path, formats=['PNG']) as im:                  # whatever it is called: other formats call other programs
+            warnings.simplefilter('ignore')
             if im.mode[0] in 'IF': raise ValueError('more than 8 bits')
+            if im.width * im.height > 2**24: raise ValueError('more than 16 million pixels')
             if 'A' in im.mode or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im.convert('RGBA'))
             im = im.convert('L' if channels == 1 else 'RGB')
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise EvaluationError(f'{path} cannot be read as a picture ({e})') from None
+    except Exception as e: raise EvaluationError(f'{path} cannot be read as a picture ({e})') from None    # Pillow raises nearly anything
     if im.size != (width, height): im = im.resize((width, height), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(im.tobytes()), dtype=torch.uint8).view(height, width, channels).permute(2, 0, 1)
 

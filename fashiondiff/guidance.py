@@ -7,12 +7,15 @@ __all__ = ['Guided', 'guide', 'draw_guidance', 'guidance_explorer']
 
 # %% ../nbs/04_guidance.ipynb #4c520b2b
 import math
-import ipywidgets as W, matplotlib.pyplot as plt, torch
+import torch
 from torch import nn
-from .data import classes, show_images
+from .data import classes, lazy, show_images
 from .sampling import sample, samplers
 from .schedule import explorer
 from .training import load_model
+
+# %% ../nbs/04_guidance.ipynb #7f3e24e8
+W, plt = lazy('ipywidgets'), lazy('matplotlib.pyplot')
 
 # %% ../nbs/04_guidance.ipynb #9ea1927b
 class Guided(nn.Module):

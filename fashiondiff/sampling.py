@@ -11,11 +11,14 @@ __all__ = ['grids', 'samplers', 'Step', 'final', 'timesteps', 'predict', 'poster
 import inspect, math
 from functools import lru_cache
 from typing import NamedTuple
-import ipywidgets as W, matplotlib.pyplot as plt, torch
+import torch
 from tqdm.auto import tqdm
-from .data import class_id, classes, rng, show_images
+from .data import class_id, classes, lazy, rng, show_images
 from .schedule import explorer, to_x0_eps
 from .training import load_model
+
+# %% ../nbs/03_sampling.ipynb #9c84066f
+W, plt = lazy('ipywidgets'), lazy('matplotlib.pyplot')
 
 # %% ../nbs/03_sampling.ipynb #2883b098
 class Step(NamedTuple):

@@ -9,10 +9,12 @@ __all__ = ['schedules', 'kinds', 'Schedule', 'linear', 'cosine', 'sigmoid', 'flo
 # %% ../nbs/00_schedule.ipynb #f96a1e6c
 import asyncio, base64, html, io, json, math, zlib
 from dataclasses import dataclass, field
-import ipywidgets as W, matplotlib.pyplot as plt, torch
-from IPython.display import HTML
+import torch
 from PIL import Image
-from .data import classes, sample_data, show_images, to_float, rng
+from .data import classes, lazy, sample_data, show_images, to_float, rng
+
+# %% ../nbs/00_schedule.ipynb #c6c83680
+W, plt, ipython = lazy('ipywidgets'), lazy('matplotlib.pyplot'), lazy('IPython.display')
 
 # %% ../nbs/00_schedule.ipynb #63f04b2f
 @dataclass(eq=False)
@@ -208,7 +210,7 @@ def flipbook(
         return 'data:image/png;base64,' + base64.b64encode(buf.getvalue()).decode()
     frames, values = [frame(v) for v in values], [f'{v:g}' if isinstance(v, float) else str(v) for v in values]
     key, label = f'flip{zlib.crc32("".join(frames).encode()):08x}', html.escape(name)
-    return HTML(f'''<div id="{key}" class="flipbook"><label>{label} <input type="range" min="0" max="{len(frames) - 1}" value="{start}" aria-label="{label}" style="width: 50%; vertical-align: middle">
+    return ipython.HTML(f'''<div id="{key}" class="flipbook"><label>{label} <input type="range" min="0" max="{len(frames) - 1}" value="{start}" aria-label="{label}" style="width: 50%; vertical-align: middle">
 <output>{values[start]}</output></label><br><img src="{frames[start]}" alt="{label} {values[start]}" style="max-width: 100%"></div>
 <script>(() => {{ const box = document.getElementById("{key}"), frames = {json.dumps(frames)}, values = {json.dumps(values)}, img = box.querySelector("img");
 box.querySelector("input").addEventListener("input", e => {{ const i = e.target.value; img.src = frames[i]; img.alt = "{label} " + values[i]; box.querySelector("output").textContent = values[i]; }}); }})();</script>''')

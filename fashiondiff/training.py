@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['presets', 'loss_weights', 'losses', 'step_density', 'draw', 'ema_decay', 'Config', 'HQ', 'FastTuned', 'HQTuned',
            'Tiny', 'ConfigError', 'make_config', 'build', 'schedule_of', 'lr_factor', 'pick_device', 'pick_dtype',
-           'make_accelerator', 'Trainer', 'Replayed', 'Log', 'CheckpointError', 'write_whole', 'read_checkpoint',
-           'config_from', 'save_checkpoint', 'differences', 'resume', 'save_weights', 'Loaded', 'shipped_models',
-           'find_model', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'Keeper', 'fit']
+           'make_accelerator', 'Trainer', 'Replayed', 'Log', 'CheckpointError', 'RunError', 'write_whole',
+           'read_checkpoint', 'config_from', 'stored_config', 'save_checkpoint', 'differences', 'resume',
+           'save_weights', 'Loaded', 'shipped_models', 'find_model', 'load_model', 'newest_checkpoint', 'RunLog',
+           'read_log', 'Guard', 'Keeper', 'locked', 'fit']
 
 # %% ../nbs/02_training.ipynb #fcae91ee
-import copy, csv, io, json, math, os, time, warnings
+import contextlib, copy, csv, io, json, math, os, pickletools, re, time, warnings, zipfile
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -192,7 +193,7 @@ def _fit_type(name, value, default):
 _choices = dict(beta_schedule=schedules, prediction=kinds, optimizer=optimizers, weighting=('uniform', 'min_snr'), timestep_sampling=('uniform', 'logit_normal'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
 _at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, patch_size=1, timesteps=2, batch_size=1,
     epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
-_at_most = dict(dropout=1, ema_decay=1, p_uncond=1)
+_at_most = dict(dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, timesteps=100_000)   # a file may ask for anything
 
 def _check(c):
     "Raises `ConfigError` naming the first value of a configuration that is impossible"
@@ -202,7 +203,7 @@ def _check(c):
         if getattr(c, k) < least: raise ConfigError(f'{k} = {getattr(c, k)}: it is at least {least}')
     for k, most in _at_most.items():
         if getattr(c, k) > most: raise ConfigError(f'{k} = {getattr(c, k)}: it is at most {most}')
-    if not c.channel_mults or min(c.channel_mults) < 1: raise ConfigError(f'channel_mults = {list(c.channel_mults)}: it is one or more positive numbers')
+    if not 1 <= len(c.channel_mults) <= 10 or min(c.channel_mults) < 1 or max(c.channel_mults) > 100: raise ConfigError(f'channel_mults = {list(c.channel_mults)}: it is one to ten positive numbers, at most 100')
     return c
 
 def make_config(
@@ -335,14 +336,14 @@ def loss(self: Trainer, x0, eps, cond, t):
 # %% ../nbs/02_training.ipynb #2a5b0301
 @patch
 def update(self: Trainer, x0, eps, cond, t):
-    "Predict, correct, average; returns the loss"
+    "Predict, correct, average; returns loss and norm of the gradients, `[2]`"
     loss = self.loss(x0, eps, cond, t)
     self.accelerator.backward(loss)
-    if self.config.clip_grad: self.accelerator.clip_grad_norm_(self.raw.parameters(), self.config.clip_grad)
+    norm = self.accelerator.clip_grad_norm_(self.raw.parameters(), self.config.clip_grad or math.inf)
     self.whole = False
     self.optimizer.step(); self.optimizer.zero_grad()
     self.average()
-    return loss.detach()
+    return torch.stack([loss.detach(), norm])
 
 @patch
 @torch.no_grad()
@@ -385,6 +386,7 @@ class Log(NamedTuple):
     loss: torch.Tensor  # scalar, still on the device: nothing waits for it unless you look
     lr: float  # learning rate of this step
     epoch_loss: float = None  # mean loss of an epoch, when this step completed one
+    grad_norm: torch.Tensor = None  # of all gradients before they are clipped, still on the device
 
 @patch
 def one_step(self: Trainer) -> Log:
@@ -392,9 +394,9 @@ def one_step(self: Trainer) -> Log:
     c = self.config; lr = c.lr * lr_factor(self.step, self.total, c.lr_warmup, c.lr_decay)
     self.lr.fill_(lr); self.pull.fill_(1 - ema_decay(self.step, c.ema_decay, c.ema_warmup))
     self.model.train()
-    loss = self.update(*self.inputs())
+    loss, norm = self.update(*self.inputs()).unbind()
     self.step += 1
-    log = self._log(self.accelerator.reduce(loss, 'mean'), lr)
+    log = self._log(self.accelerator.reduce(loss, 'mean'), lr)._replace(grad_norm=norm)
     self.whole = True
     return log
 
@@ -415,31 +417,76 @@ def __iter__(self: Trainer):
 class CheckpointError(ValueError):
     "A file that is missing, damaged, or not a checkpoint of this project"
 
+class RunError(ValueError):
+    "A run that cannot go on: its folder is taken or cannot be written, or its numbers are no longer numbers"
+
 def write_whole(
     path,  # where to
     write,  # `write(file)`, given a binary file
+    proof=lambda path: None,  # called with the temporary file before it takes the place of the old one; may raise
 ):
-    "Write a file whole or not at all: to a temporary name, flushed, renamed"
+    "Write a file whole or not at all: to a temporary name, flushed, proven, renamed. Raises `RunError` naming the file if the disk does not take it."
     path = Path(path); tmp = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         with open(tmp, 'wb') as f: write(f); f.flush(); os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+        proof(tmp); os.replace(tmp, path)
+    except OSError as e: raise RunError(f'{path} cannot be written ({e.strerror or e}); what was there before is untouched') from None
+    finally:
+        with contextlib.suppress(OSError): tmp.unlink()
 
 # %% ../nbs/02_training.ipynb #eb973404
+_storages = {f'torch {kind}Storage' for kind in ('Float', 'Double', 'Half', 'BFloat16', 'Long', 'Int')}
+
+def _pickled_names(pickle):
+    "Every name that a pickle would import; it is only looked at"
+    return {arg if op.name == 'GLOBAL' else op.name for op, arg, _ in pickletools.genops(pickle) if op.name in ('GLOBAL', 'STACK_GLOBAL', 'INST', 'EXT1', 'EXT2', 'EXT4')}
+
+def _inspect(path):
+    "Raises `ValueError` unless a file is as `torch.save` writes dicts of tensors: an archive with nothing packed, no wrong checksum, and no name but those of tensors"
+    with zipfile.ZipFile(path) as z:
+        if any(i.compress_type for i in z.infolist()) or sum(i.file_size for i in z.infolist()) > path.stat().st_size: raise ValueError('it unpacks into more than it is')
+        if z.testzip() or any(n.endswith('constants.pkl') for n in z.namelist()): raise ValueError('a checksum is wrong, or it is a program')
+        names = set().union(*(_pickled_names(z.read(n)) for n in z.namelist() if n.endswith('data.pkl')))
+    if foreign := names - _storages - {'collections OrderedDict', 'torch._utils _rebuild_tensor_v2'}: raise ValueError(f'it names {foreign}')
+
+# %% ../nbs/02_training.ipynb #b6f68a12
+_parts = dict(config=dict, ema=dict, step=int, epoch_loss=float, best=float, model=dict, optimizer=dict, scaler=dict)  # of a checkpoint; one of weights alone has the first three
+
+def _tensors(x):
+    "All tensors in a nest of dicts and lists"
+    if isinstance(x, torch.Tensor): yield x
+    elif isinstance(x, (dict, list, tuple)):
+        for v in x.values() if isinstance(x, dict) else x: yield from _tensors(v)
+
 def read_checkpoint(path) -> dict:
     "The contents of a `.pth` file of ours, on the CPU. Raises `CheckpointError` naming the file."
     path = Path(path)
     if not path.is_file(): raise CheckpointError(f'there is no checkpoint {path}')
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        _inspect(path); state = torch.load(path, map_location='cpu', weights_only=True)
+        if any(t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in _tensors(state)): raise ValueError('a tensor without its bytes')
     except Exception as e: raise CheckpointError(f'{path} cannot be read as a checkpoint: it is damaged or of another kind') from e
     if not isinstance(state, dict) or not {'config', 'ema'} <= set(state): raise CheckpointError(f'{path} is not a checkpoint of fashiondiff: it has no config and averaged weights')
+    if wrong := [k for k, kind in _parts.items() if k in state and not isinstance(state[k], kind) or k == 'step' and state.get(k, 0) < 0]: raise CheckpointError(f'{path} is not a checkpoint of fashiondiff: its {wrong[0]} makes no sense')
     return state
 
+# %% ../nbs/02_training.ipynb #cb3da616
 def config_from(d, path) -> Config:
     "A saved configuration, checked; `path` is named in errors"
     try: return make_config(**d)
-    except (ConfigError, TypeError) as e: raise CheckpointError(f'{path}: {e}') from None
+    except (ConfigError, TypeError, OverflowError) as e: raise CheckpointError(f'{path}: {e}') from None
+
+def _must_fit(config, state, path):
+    "Raises `CheckpointError` unless weights have the names and shapes of a configuration's network"
+    try:
+        with torch.device('meta'): want = {k: v.shape for k, v in build(config).state_dict().items()}
+    except ConfigError as e: raise CheckpointError(f'{path}: {e}') from None
+    if {k: getattr(v, 'shape', None) for k, v in state.items()} != want: raise CheckpointError(f'the weights in {path} do not fit its configuration')
+
+def stored_config(path) -> Config:
+    "The configuration of a checkpoint, which its weights fit. Raises `CheckpointError`."
+    state = read_checkpoint(path); config = config_from(state['config'], path); _must_fit(config, state['ema'], path)
+    return config
 
 # %% ../nbs/02_training.ipynb #7f10dad6
 def _state(trainer):
@@ -447,15 +494,24 @@ def _state(trainer):
                 model=trainer.raw.state_dict(), optimizer=trainer.optimizer.state_dict(),
                 scaler=trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else {})
 
+def _save(state, f):
+    "`torch.save`; where the disk fails, the error is the disk's"
+    try: torch.save(state, f)
+    except RuntimeError as e: f.write(b'?'); f.flush(); raise OSError(str(e)) from None                  # PyTorch hides the reason: meet it again
+
 def save_checkpoint(
     trainer,  # a `Trainer`
     path,  # of the `.pth` file
     weights_only=False,  # leave out what is needed only to go on training
+    before=None,  # where the file goes that was at `path` before; otherwise it is replaced
 ):
-    "Write a checkpoint, whole or not at all"
-    state = _state(trainer)
+    "Write a checkpoint, whole or not at all, and read it back before it takes the place of an older one. Raises `RunError` naming it if the disk does not take it."
+    state = _state(trainer); path = Path(path)
     if weights_only: state = {k: state[k] for k in ('config', 'step', 'ema')}
-    write_whole(path, lambda f: torch.save(state, f))
+    def proof(tmp):
+        read_checkpoint(tmp)
+        if before and path.is_file(): os.replace(path, before)
+    write_whole(path, lambda f: _save(state, f), proof)
 
 # %% ../nbs/02_training.ipynb #1d5639bd
 def differences(
@@ -467,9 +523,18 @@ def differences(
 
 def _moments_fit(optimizer):
     "Has every parameter no moments yet, or those of its optimiser in its own shape? PyTorch does not check, and its fused kernel crashes on others"
-    shapes = lambda p: {k: getattr(v, 'shape', None) for k, v in optimizer.state.get(p, {}).items() if k != 'step'}
-    wanted = lambda group: ('momentum',) if 'momentum' in group else ('exp_avg', 'exp_avg_sq')
-    return all(shapes(p) in ({}, dict.fromkeys(wanted(g), p.shape)) for g in optimizer.param_groups for p in g['params'])
+    shapes = lambda p: {k: getattr(v, 'shape', None) for k, v in optimizer.state.get(p, {}).items()}
+    wanted = lambda group, p: dict.fromkeys(('momentum',) if 'momentum' in group else ('exp_avg', 'exp_avg_sq'), p.shape) | dict(step=torch.Size())
+    return all(shapes(p) in ({}, wanted(g, p)) for g in optimizer.param_groups for p in g['params'])
+
+def _load(trainer, state):
+    "Put the parts of a checkpoint in their places; the optimiser's settings are those of the configuration"
+    trainer.raw.load_state_dict(state['model']); trainer.averaged.load_state_dict(state['ema'])
+    trainer.optimizer.load_state_dict(dict(state=state['optimizer']['state'], param_groups=trainer.optimizer.state_dict()['param_groups']))
+    trainer.tie()
+    if not _moments_fit(trainer.optimizer): raise ValueError('moments')
+    if trainer.accelerator.scaler and state['scaler']: trainer.accelerator.scaler.load_state_dict(state['scaler'])
+    trainer.step, trainer.best = state['step'], state['best']; trainer.epoch_loss.fill_(state['epoch_loss'])
 
 def resume(
     trainer,  # a fresh `Trainer` of the same configuration
@@ -477,15 +542,10 @@ def resume(
 ):
     "Go on where a checkpoint was written: the numbers that follow are those of a run that never stopped. Raises `CheckpointError`."
     state = read_checkpoint(path)
-    if 'optimizer' not in state: raise CheckpointError(f'{path} holds weights alone, nothing to go on from')
+    if not set(_parts) <= set(state): raise CheckpointError(f'{path} holds weights alone, nothing to go on from')
     if other := differences(config_from(state['config'], path), asdict(trainer.config)): raise CheckpointError(f'{path} was trained with another configuration: {other}')
-    try:
-        trainer.raw.load_state_dict(state['model']); trainer.averaged.load_state_dict(state['ema']); trainer.optimizer.load_state_dict(state['optimizer'])
-        if not _moments_fit(trainer.optimizer): raise ValueError('moments')
-    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as e: raise CheckpointError(f'{path} does not fit its own configuration ({type(e).__name__})') from None
-    trainer.step, trainer.best = state['step'], state['best']; trainer.epoch_loss.fill_(state['epoch_loss'])
-    trainer.tie()
-    if trainer.accelerator.scaler and state['scaler']: trainer.accelerator.scaler.load_state_dict(state['scaler'])
+    try: _load(trainer, state)
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as e: raise CheckpointError(f'{path} does not fit its own configuration ({type(e).__name__})') from None
     return trainer
 
 # %% ../nbs/02_training.ipynb #d20af563
@@ -502,8 +562,10 @@ def save_weights(
 def _read_weights(path):
     try:
         with safe_open(path, 'pt') as f: meta, state = f.metadata() or {}, {k: f.get_tensor(k).float() for k in f.keys()}
-        return config_from(json.loads(meta['config']), path), state, json.loads(meta.get('card', '{}'))
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as e: raise CheckpointError(f'{path} is not a weights file of fashiondiff ({type(e).__name__})') from None
+        config, card = json.loads(meta['config']), json.loads(meta.get('card', '{}'))
+        if not isinstance(card, dict): raise TypeError('card')
+    except (SafetensorError, KeyError, ValueError, OSError, RuntimeError, RecursionError, TypeError) as e: raise CheckpointError(f'{path} is not a weights file of fashiondiff ({type(e).__name__})') from None
+    return config_from(config, path), state, card
 
 # %% ../nbs/02_training.ipynb #c443e39c
 class Loaded(NamedTuple):
@@ -523,7 +585,7 @@ def find_model(name):
     path, shipped = Path(name), shipped_models()
     if str(name) in shipped: return shipped[str(name)]
     if path.is_dir():
-        inside = [path/n for n in ('final_model.pth', 'best_model.pth', 'checkpoint_last.pth') if (path/n).is_file()] + sorted(path.glob('checkpoint_epoch_*.pth'), key=lambda p: (len(p.name), p.name))[::-1]
+        inside = [path/n for n in ('final_model.pth', 'best_model.pth', 'checkpoint_last.pth', 'checkpoint_previous.pth') if (path/n).is_file()] + sorted(path.glob('checkpoint_epoch_*.pth'), key=lambda p: (len(p.name), p.name))[::-1]
         if not inside: raise CheckpointError(f'the folder {path} holds no model')
         return inside[0]
     if path.is_file(): return path
@@ -540,8 +602,8 @@ def load_model(
     path = find_model(name_or_path)
     if path.suffix == '.safetensors': config, state, card = _read_weights(path)
     else: ckpt = read_checkpoint(path); config, state, card = config_from(ckpt['config'], path), ckpt['ema'], dict(step=ckpt.get('step'))
-    try: model = build(config); model.load_state_dict(state)
-    except (ConfigError, RuntimeError, AttributeError) as e: raise CheckpointError(f'the weights in {path} do not fit its configuration') from e
+    _must_fit(config, state, path)
+    model = build(config); model.load_state_dict(state)
     return Loaded(model.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False), schedule_of(config), config, card)
 
 # %% ../nbs/02_training.ipynb #b642acf0
@@ -559,30 +621,69 @@ def newest_checkpoint(
 # %% ../nbs/02_training.ipynb #503524f6
 class RunLog:
     "`log.csv` of a run: a row every `every` steps; what lies after the step that a run is resumed from is cut off"
-    columns = ('step', 'epoch', 'loss', 'lr', 'seconds')
+    columns = ('step', 'epoch', 'loss', 'lr', 'seconds', 'skipped')
     def __init__(self, path, step=0, every=50):
         self.path, self.every = Path(path), every
-        rows = [r for r in csv.DictReader(self.path.open()) if None not in r.values() and int(r['step']) <= step] if step and self.path.is_file() else []
+        rows = [r for r in _read_rows(self.path) if None not in r.values() and int(r['step']) <= step] if step and self.path.is_file() else []
         self.start = time.monotonic() - (float(rows[-1]['seconds']) if rows else 0)
-        text = io.StringIO(newline=''); w = csv.DictWriter(text, self.columns); w.writeheader(); w.writerows(rows)
+        text = io.StringIO(newline=''); w = csv.DictWriter(text, self.columns, '0', 'ignore'); w.writeheader(); w.writerows(rows)
         write_whole(self.path, lambda f: f.write(text.getvalue().encode()))
 
-    def add(self, log):
-        if log.step % self.every and log.epoch_loss is None: return
-        with self.path.open('a', newline='') as f:
-            csv.writer(f).writerow((log.step, log.epoch, f'{log.loss.item():.6g}', f'{log.lr:.4g}', f'{time.monotonic() - self.start:.1f}'))
+    def due(self, log): return log.step % self.every == 0 or log.epoch_loss is not None
+
+    def add(self, log, skipped=0):
+        "The row of a step, if one is due. Raises `RunError` if the file is gone or cannot be written."
+        if not self.due(log): return
+        try:
+            with self.path.open('r+', newline='') as f:
+                f.seek(0, io.SEEK_END); csv.writer(f).writerow((log.step, log.epoch, f'{log.loss.item():.6g}', f'{log.lr:.4g}', f'{time.monotonic() - self.start:.1f}', skipped))
+        except OSError as e: raise RunError(f'{self.path} cannot be written ({e.strerror}): is its folder still there, and room on the disk?') from None
+
+def _read_rows(path):
+    "The rows of a `log.csv`. Raises `RunError` for one that is not."
+    try:
+        rows = list(csv.DictReader(Path(path).open(newline='')))
+        for r in rows: int(r['step']), float(r['seconds'] or 0)
+        return rows
+    except (ValueError, KeyError, TypeError, csv.Error): raise RunError(f'{path} is damaged: move it away, and the run goes on without the rows so far') from None
 
 def read_log(out):
     "`log.csv` of a run as a dict of lists of floats"
-    rows = list(csv.DictReader((Path(out)/'log.csv').open()))
-    return {k: [float(r[k]) for r in rows] for k in RunLog.columns}
+    rows = _read_rows(Path(out)/'log.csv')
+    return {k: [float(r.get(k) or 0) for r in rows] for k in RunLog.columns}
+
+# %% ../nbs/02_training.ipynb #1875caad
+class Guard:
+    "Stops a run whose loss, gradient or weights are no longer finite"
+    def __init__(self, trainer, out, patience=25):
+        self.trainer, self.out, self.patience = trainer, out, patience
+        self.steps, self.seen, self.history, self.skipped, self.in_a_row, self.failed = [], [], [], 0, 0, False
+
+    def add(self, log): self.steps.append(log.step); self.seen.append(torch.stack([log.loss.float(), (log.loss if log.grad_norm is None else log.grad_norm).float()]))
+
+    def look(self):
+        "Look at the steps since the last look. Raises `RunError` naming the first that went wrong."
+        for step, (loss, norm) in zip(self.steps, torch.stack(self.seen).tolist() if self.seen else ()):
+            fine = math.isfinite(loss) and math.isfinite(norm)
+            self.in_a_row = 0 if fine else self.in_a_row + 1
+            if fine: self.history = [*self.history[-4:], loss]
+            elif self.trainer.accelerator.scaler and self.in_a_row < self.patience: self.skipped += 1
+            else: self.fail(step, f'the loss is {loss:g}' if not math.isfinite(loss) else f'the norm of the gradient is {norm:g}')
+        self.steps, self.seen = [], []
+        if not torch.stack([p.isfinite().all() for p in self.trainer.raw.parameters()]).all(): self.fail(self.trainer.step, 'a weight is not finite')
+
+    def fail(self, step, what):
+        self.failed = True; good = newest_checkpoint(self.out)
+        raise RunError(f'step {step}: {what}, after losses of {", ".join(f"{v:.3g}" for v in self.history) or "none"} (more in {Path(self.out)/"log.csv"}); the last good checkpoint is {good or "none"}: try a lower --lr, a longer --lr_warmup, or --mixed_precision bf16')
 
 # %% ../nbs/02_training.ipynb #d2a51f44
 class Keeper:
-    "Writes the checkpoints of a run"
-    def __init__(self, trainer, out, epochs, minutes):
-        self.trainer, self.out, self.epochs, self.minutes = trainer, Path(out), epochs, minutes
+    "Writes the checkpoints of a run: good ones only"
+    def __init__(self, trainer, out, epochs, minutes, guard):
+        self.trainer, self.out, self.epochs, self.minutes, self.guard = trainer, Path(out), epochs, minutes, guard
         self.saved, self.step = time.monotonic(), trainer.step
+
+    def due(self): return time.monotonic() - self.saved > 60 * self.minutes
 
     def add(self, log):
         "What is due after a step"
@@ -590,32 +691,63 @@ class Keeper:
         if log.epoch_loss is not None:
             if log.epoch_loss < t.best: t.best = log.epoch_loss; save_checkpoint(t, self.out/'best_model.pth', weights_only=True)
             if self.epochs and log.epoch % self.epochs == 0: save_checkpoint(t, self.out/f'checkpoint_epoch_{log.epoch:03d}.pth')
-        if time.monotonic() - self.saved > 60 * self.minutes: self.last()
+        if self.due(): self.last()
 
     def last(self):
-        save_checkpoint(self.trainer, self.out/'checkpoint_last.pth'); self.saved, self.step = time.monotonic(), self.trainer.step
+        "Renew `checkpoint_last.pth`; the one before becomes `checkpoint_previous.pth`"
+        self.guard.look()
+        save_checkpoint(self.trainer, self.out/'checkpoint_last.pth', before=self.out/'checkpoint_previous.pth'); self.saved, self.step = time.monotonic(), self.trainer.step
 
     def close(self):
-        "A last checkpoint, unless it is there already or an update was cut in two"
+        "A last checkpoint, unless it is there already, an update was cut in two, or its numbers are not finite"
         t = self.trainer
-        if t.whole and t.step and (t.step > self.step or not (self.out/'checkpoint_last.pth').is_file()): self.last()
+        if t.whole and not self.guard.failed and t.step and (t.step > self.step or not (self.out/'checkpoint_last.pth').is_file()): self.last()
 
 # %% ../nbs/02_training.ipynb #3d532b5c
+@contextlib.contextmanager
+def locked(
+    out,  # a folder that exists
+):
+    "A folder for one process alone. Raises `RunError` if another has it; whatever ends a process ends its lock."
+    try: import fcntl
+    except ImportError: yield; return                                                       # Windows has no such locks
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try: fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise RunError(f'{out} is in use by another run: wait for its end, or name another --out') from None
+        except OSError: pass                                                                # a file system that knows no locks
+        yield
+    finally: os.close(folder)
+
+def _sweep(out):
+    "Remove what processes that were killed left half written"
+    for p in out.iterdir():
+        if re.fullmatch(r'\..+\.\d+', p.name) and p.is_file(): p.unlink()
+
+# %% ../nbs/02_training.ipynb #7a9ed1db
 def fit(
     trainer,  # a `Trainer`
     out,  # folder of the run; made if needed
     resuming=False,  # go on from the newest checkpoint in `out`
     checkpoint_epochs=50,  # keep a checkpoint of every so many epochs
     checkpoint_minutes=10,  # and renew `checkpoint_last.pth` this often
+    log_steps=50,  # a row of `log.csv` for every so many steps, and for each epoch
 ):
-    "Train, keeping `config.json`, `log.csv`, checkpoints, `best_model.pth` (lowest loss of an epoch) and `final_model.pth` in `out`; yields each step's `Log`"
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    if resuming and (newest := newest_checkpoint(out)): resume(trainer, newest)
-    if not trainer.accelerator.is_main_process: yield from trainer; return                   # one process writes for all
+    "Train, keeping `config.json`, `log.csv`, checkpoints, `best_model.pth` (lowest loss of an epoch) and `final_model.pth` in `out`; yields each step's `Log`. Raises `RunError`."
+    out = Path(out); out.mkdir(parents=True, exist_ok=True); main = trainer.accelerator.is_main_process
+    with locked(out) if main else contextlib.nullcontext():                                  # one process writes for all
+        if resuming and (newest := newest_checkpoint(out)): resume(trainer, newest)
+        yield from _keep(trainer, out, Guard(trainer, out), checkpoint_epochs, checkpoint_minutes, log_steps) if main else trainer
+
+def _keep(trainer, out, guard, epochs, minutes, every):
+    _sweep(out)
     if trainer.step < trainer.total: (out/'final_model.pth').unlink(missing_ok=True)         # a longer run has another end
     write_whole(out/'config.json', lambda f: f.write(json.dumps(asdict(trainer.config), indent=1).encode()))
-    rows, keeper = RunLog(out/'log.csv', trainer.step), Keeper(trainer, out, checkpoint_epochs, checkpoint_minutes)
+    rows, keeper = RunLog(out/'log.csv', trainer.step, every), Keeper(trainer, out, epochs, minutes, guard)
     try:
-        for log in trainer: rows.add(log); keeper.add(log); yield log
-        save_checkpoint(trainer, out/'final_model.pth', weights_only=True)
+        for log in trainer:
+            guard.add(log)
+            if rows.due(log): guard.look()
+            rows.add(log, guard.skipped); keeper.add(log); yield log
+        guard.look(); save_checkpoint(trainer, out/'final_model.pth', weights_only=True)
     finally: keeper.close()
