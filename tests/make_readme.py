@@ -34,7 +34,8 @@ def readme():
         if "#| hide" in cell.source: continue
         if code and "#| echo: false" not in cell.source: parts.append(f"```python\n{code}\n```")
         parts += shown; pictures |= pics
-    return NOTE + "\n" + "\n\n".join(parts) + "\n", pictures
+    text = re.sub(r"\]\((\w+\.(?:ipynb|qmd))", r"](nbs/\1", "\n\n".join(parts))            # seen from the root of the repository
+    return NOTE + "\n" + text + "\n", pictures
 
 if __name__ == "__main__":
     text, pictures = readme()

@@ -13,7 +13,6 @@ from make_readme import ROOT, colab
 
 NBS = ROOT / "nbs"
 config = configparser.ConfigParser(delimiters=["="]); config.read(ROOT / "settings.ini", encoding="utf8"); config = config["DEFAULT"]
-HOME = config["doc_host"] + config["doc_baseurl"] + "/"
 UNFINISHED = {"02_training", "05_evaluation"}                  # still without captions and cells for their imports
 chapters = sorted(p for p in NBS.glob("[0-9]*.ipynb"))
 sources = sorted(p for e in ("ipynb", "qmd") for p in NBS.glob(f"*.{e}"))
@@ -45,23 +44,20 @@ class Page:
         labels = [options(c)["label"] for c in self.code if "label" in options(c)] + re.findall(r"\{#([\w-]+)\}", self.text)
         assert len(labels) == len(set(labels)), f"{self.name}: a label twice: {labels}"
         self.labels = set(labels)
-        shown = {n.strip().split(",")[0] for c in self.code for n in re.findall(r"^show_doc\(([^)]*)\)", c.source, re.M)}
-        self.anchors = self.labels | {n.lower() for n in shown} | {pandoc_id(h) for h in re.findall(r"^#{1,6}\s+(.*)$", prose(self.text.replace("`", "")), re.M)}
+        self.anchors = self.labels | {pandoc_id(h) for h in re.findall(r"^#{1,6}\s+(.*)$", prose(self.text.replace("`", "")), re.M)}
         self.links = re.findall(r"(?<!!)\[[^]]*\]\(<?([^)\s>]+)>?\)", prose(self.text)) + re.findall(r"<(https?://[^>]+)>", prose(self.text))
         self.pictures = re.findall(r"!\[([^]]*)\]\(([^)\s]+)", self.text)
 
 page = cache(Page)
 def by_name(): return {p.name: p for p in sources}
-def by_url(): return {page(p).url: p for p in sources}
 
 @each(sources)
 def test_links_lead_somewhere(path):
-    "pages, anchors, the addresses that nbdev makes of names in backticks; others for their form"
+    "pages and anchors; addresses elsewhere have the form of one"
     me, bad = page(path), []
     for link in me.links:
         url = urlparse(link)
-        if link.startswith(HOME): target = by_url().get(url.path.rsplit("/", 1)[1])
-        elif url.scheme: bad += [link] * (url.scheme != "https" or "." not in url.netloc); continue
+        if url.scheme: bad += [link] * (url.scheme != "https" or "." not in url.netloc); continue
         else: target = by_name().get(url.path) if url.path else path
         if not target: bad.append(link)
         elif url.fragment and unquote(url.fragment) not in page(target).anchors: bad.append(link)
@@ -123,9 +119,9 @@ def test_the_sidebar_has_every_page_once_in_groups():
 def test_the_settings_name_files_that_exist():
     s = site(); web, page_format = s["website"], s["format"]["html"]
     hrefs = [i["href"] for i in web["navbar"]["left"]] + re.findall(r"\]\((?!https:)([^)]+)\)", json.dumps(web["page-footer"]))
-    for name in hrefs + [web["favicon"], web["image"], page_format["css"]]: assert (NBS / name).is_file(), name
-    assert set(page_format["theme"]) == {"light", "dark"} and web["search"] and web["image-alt"] and web["twitter-card"] and web["open-graph"] and "source" in web["repo-actions"]
-    card = Image.open(NBS / web["image"]); assert card.size == (1200, 630) and (NBS / web["image"]).stat().st_size < 300_000
+    for name in hrefs + [web["favicon"], web["open-graph"]["image"], web["twitter-card"]["image"], page_format["css"]]: assert (NBS / name).is_file(), name
+    assert set(page_format["theme"]) == {"light", "dark"} and web["search"] and web["open-graph"]["image-alt"] and "source" in web["repo-actions"]
+    card = web["open-graph"]; assert Image.open(NBS / card["image"]).size == (card["image-width"], card["image-height"]) and (NBS / card["image"]).stat().st_size < 300_000
     assert config["git_url"].count(config["user"]) and "github.com/" + config["user"] not in (ROOT / "_quarto.yml").read_text(encoding="utf8"), "the repository is named in settings.ini only"
 
 def test_the_front_page_shows_clothes_first():
