@@ -1,7 +1,8 @@
 """The site without Quarto: what nbdev hands to it is checked for links, references, captions and sizes, and shown in a browser.
 With `SITE=_docs` the pages of a built site take the place of ours in the browser."""
-import ast, configparser, html, json, os, re, shutil, warnings
-from functools import cache
+import ast, configparser, html, json, os, re, shutil, threading, warnings
+from functools import cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 import nbformat, pytest, yaml
@@ -143,13 +144,19 @@ def render(p):
             elif kind: out.append(f'<figure id="{o.get("label", "")}"><img src="data:{kind};base64,{"".join(data[kind])}" alt="{html.escape(o.get("fig-alt", "a picture that waits for its words"))}"><figcaption>{html.escape(o.get("fig-cap", ""))}</figcaption></figure>')
     return "\n".join(out)
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    "the folder of the pages"
-    if os.environ.get("SITE"): return ROOT / os.environ["SITE"]
-    folder = tmp_path_factory.mktemp("site")
-    for p in sources: (folder / page(p).url).write_text(render(page(p)), encoding="utf8")
-    return folder
+    "the address of the pages: those of a built site, or ours"
+    site = os.environ.get("SITE"); folder = ROOT / site if site else tmp_path_factory.mktemp("site")
+    if not site:
+        for p in sources: (folder / page(p).url).write_text(render(page(p)), encoding="utf8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 @pytest.fixture(scope="module")
 def browser():
@@ -166,7 +173,7 @@ def test_page_in_a_browser(browser, built, path):
     "no errors, every picture arrives and has words for it, no reference is left over"
     tab, errors = browser.new_page(), []
     tab.on("pageerror", lambda e: errors.append(str(e))); tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    tab.goto((built / page(path).url).as_uri()); tab.wait_for_load_state()
+    tab.goto(built + page(path).url); tab.wait_for_load_state()
     state = tab.evaluate("""[...document.images].map(i => ({alt: i.getAttribute('alt'), ok: i.complete && i.naturalWidth > 0, src: i.src.slice(0, 80)}))""")
     assert not errors, errors
     assert len(state) >= len(page(path).figures) and not [i for i in state if not i["ok"]], [i for i in state if not i["ok"]]
