@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .data import Batches, assets, classes, lazy, load_data, rng, show_images, to_float, to_uint8
-from .guidance import guide
+from .guidance import guide, middle
 from .sampling import sample_batches
 from .training import write_whole
 
@@ -380,12 +380,13 @@ def generate(
     folder,  # to write to, and to go on from
     sampler, steps, guidance_scale, seed,  # as for `sample` and `guide`
     batch_size=250,
+    guidance_interval=(0, 1e9),  # ratios of noise to signal between which guidance acts, see `middle`
     device='cpu',
     tick=lambda n: None,  # called with the number of images after each batch
 ):
     "`n` images uint8 `[n, C, H, W]`, labels `[n]`, and images a second; goes on where an earlier call stopped. Raises `EvaluationError` if that was with other settings or weights."
-    folder, model = Path(folder), guide(loaded.model, guidance_scale)
-    _claim(folder, dict(sampler=sampler, steps=steps, guidance_scale=guidance_scale, seed=seed, weights=fingerprint(loaded.model), device=str(device)))
+    folder, model = Path(folder), guide(loaded.model, guidance_scale, middle(loaded.schedule, *guidance_interval))
+    _claim(folder, dict(sampler=sampler, steps=steps, guidance_scale=guidance_scale, guidance_interval=list(guidance_interval), seed=seed, weights=fingerprint(loaded.model), device=str(device)))
     have = next((len(x) for x in _shards(folder)[:1] if x is not None), 0); tick(min(have, n))
     labels, t0 = torch.arange(n) % loaded.model.null, time.perf_counter()
     for x in sample_batches(model, loaded.schedule, labels, sampler, steps, seed, batch_size, device, start=have):
@@ -512,7 +513,7 @@ def _cell(row, k):
 def _protocol(row):
     "How a row came about, in one sentence"
     if row.get('missing'): return f'{row["extractor"]}: not measured here: {row["missing"]}'
-    drawn = ', '.join(f'{k.replace("_", " ")} {row[k]}' for k in ('sampler', 'steps', 'guidance_scale', 'seed', 'weights', 'device', 'dtype') if k in row)
+    drawn = ', '.join(f'{k.replace("_", " ")} {row[k]}' for k in ('sampler', 'steps', 'guidance_scale', 'guidance_interval', 'seed', 'weights', 'device', 'dtype') if k in row)
     return f'{row["subject"]}: {row["n"]:,} images, extractor {row["extractor"]}, against {row["n_train"]:,} of the training and {row["n_test"]:,} of the test split' + (f'; {drawn}' if drawn else '')
 
 _small_print = """FD, KID, precision and recall are of the extractor's features; recognised, diversity and score of the classifier `fmnist`. FD counts all images, ± is 1.96 standard deviations of a bootstrap; \

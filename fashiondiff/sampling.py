@@ -33,12 +33,12 @@ def final(steps):
     return step.x
 
 # %% ../nbs/03_sampling.ipynb #36d0a63a
-grids = ('trailing', 'leading', 'linspace', 'karras')
+grids = ('log_snr', 'trailing', 'leading', 'linspace', 'karras')
 
 def timesteps(
     schedule,  # a `Schedule`
     steps,  # number of intervals, 1 to T
-    grid='trailing',  # `"trailing"`, `"leading"`, `"linspace"` or `"karras"`
+    grid='log_snr',  # `"log_snr"`, `"trailing"`, `"leading"`, `"linspace"` or `"karras"`
 ) -> list:
     "The grid of a sampler: `steps` descending steps and −1, the clean image. Raises `ValueError` for an impossible number or an unknown grid."
     T = len(schedule)
@@ -49,18 +49,29 @@ def timesteps(
     if grid == 'leading': ts = (T // steps) * i.flip(0)
     if grid == 'linspace': ts = torch.linspace(T - 1, 0, steps, dtype=torch.float64).round()
     if grid == 'karras': ts = _karras(schedule, steps)
+    if grid == 'log_snr': ts = _log_snr(schedule, steps)
     return ts.long().unique().flip(0).tolist() + [-1]
 
+def _nearest(schedule, ratios):
+    "The steps whose noise-to-signal ratios are nearest to those wanted, falling; points that coincide are spread to neighbours"
+    rho, n = schedule.sigma / schedule.alpha, len(ratios)
+    ts, floor = (rho.log()[None] - ratios.log()[:, None]).abs().argmin(1), torch.arange(n - 1, -1, -1)
+    ts = torch.maximum(ts, floor)
+    for i in range(1, n): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
+    return torch.maximum(ts, floor)
+
 def _karras(schedule, steps, rho_max=80., power=7):
-    "Steps whose noise-to-signal ratios are spaced as in Karras et al. 2022, equation 5; points that coincide are spread to neighbours"
+    "Evenly spaced in `(sigma/alpha)^(1/7)` (Karras et al. 2022, equation 5)"
     rho = schedule.sigma / schedule.alpha
     hi, lo = rho[rho <= rho_max][-1] ** (1 / power), rho[0] ** (1 / power)
-    want = (hi + torch.linspace(0, 1, steps, dtype=torch.float64) * (lo - hi)) ** power
-    ts = (rho.log()[None] - want.log()[:, None]).abs().argmin(1)
-    floor = torch.arange(steps - 1, -1, -1)
-    ts = torch.maximum(ts, floor)
-    for i in range(1, steps): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
-    return torch.maximum(ts, floor)
+    return _nearest(schedule, (hi + torch.linspace(0, 1, steps, dtype=torch.float64) * (lo - hi)) ** power)
+
+def _log_snr(schedule, steps, rho_max=12., rho_min=.037):
+    "The last step, and evenly spaced in `log(sigma/alpha)` below it"
+    rho = schedule.sigma / schedule.alpha
+    leap = int(rho[-1] > rho_max)
+    hi, lo = rho[-1].clamp(max=rho_max).log(), rho[0].clamp(min=rho_min).log()
+    return _nearest(schedule, torch.cat([rho[len(rho) - leap:], torch.linspace(hi, lo, steps - leap, dtype=torch.float64).exp()]))
 
 # %% ../nbs/03_sampling.ipynb #47aa58c2
 def _point(schedule, t):
@@ -131,7 +142,7 @@ def ddim(
     x,  # noise to start from, `[B, C, H, W]`
     cond,  # labels `[B]`
     steps=50,  # intervals
-    grid='trailing',  # which steps, see `timesteps`
+    grid='log_snr',  # which steps, see `timesteps`
     clip=True,  # clamp estimates of x0 to [-1, 1]
     eta=0.,  # share of fresh noise: 0 deterministic, 1 like DDPM
     noise=torch.randn_like,  # `noise(x)` gives fresh noise
@@ -157,7 +168,7 @@ def dpmpp_2m(
     x,  # noise to start from, `[B, C, H, W]`
     cond,  # labels `[B]`
     steps=20,  # intervals
-    grid='trailing',  # which steps, see `timesteps`
+    grid='log_snr',  # which steps, see `timesteps`
     clip=True,  # clamp estimates of x0 to [-1, 1]
 ):
     "DPM-Solver++(2M) (Lu et al. 2022, algorithm 2)"
@@ -178,7 +189,7 @@ def heun(
     x,  # noise to start from, `[B, C, H, W]`
     cond,  # labels `[B]`
     steps=10,  # intervals; each costs two calls of the denoiser, the last only one
-    grid='trailing',  # which steps, see `timesteps`
+    grid='log_snr',  # which steps, see `timesteps`
     clip=True,  # clamp estimates of x0 to [-1, 1]
 ):
     "Heun's predictor and corrector (Karras et al. 2022, algorithm 1) in log-SNR, where the linear part is exact"
@@ -333,7 +344,7 @@ def img2img(
     cut = type(schedule)(schedule.name, schedule.alpha[:T], schedule.sigma[:T])
     noise = noise_like(seed, range(len(images)), tuple(images.shape[1:]), images.device)
     if 'noise' in inspect.signature(samplers[sampler]).parameters: options['noise'] = noise
-    first = timesteps(cut, min(steps, T), options.get('grid', 'trailing'))[0]
+    first = timesteps(cut, min(steps, T), options.get('grid', 'log_snr'))[0]
     x = cut.add_noise(images, noise(), torch.full((len(images),), first, device=images.device))
     return final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options)).clamp(-1, 1)
 
