@@ -167,7 +167,7 @@ def dpmpp_2m(
     schedule,  # a `Schedule`
     x,  # noise to start from, `[B, C, H, W]`
     cond,  # labels `[B]`
-    steps=20,  # intervals
+    steps=10,  # intervals
     grid='log_snr',  # which steps, see `timesteps`
     clip=True,  # clamp estimates of x0 to [-1, 1]
 ):
@@ -332,7 +332,7 @@ def img2img(
     cond,  # labels `[B]` of what they should become
     strength=0.6,  # share of the schedule that is redone: 0 keeps the images, 1 forgets them
     sampler='dpmpp_2m',  # a key of `samplers`
-    steps=20,  # intervals over the part that is redone
+    steps=10,  # intervals over the part that is redone
     seed=0,  # of the noise
     **options,  # of the sampler
 ):
