@@ -14,10 +14,8 @@ from make_readme import ROOT, colab
 
 NBS = ROOT / "nbs"
 config = configparser.ConfigParser(delimiters=["="]); config.read(ROOT / "settings.ini", encoding="utf8"); config = config["DEFAULT"]
-UNFINISHED = {"02_training", "05_evaluation"}                  # still without captions and cells for their imports
 chapters = sorted(p for p in NBS.glob("[0-9]*.ipynb"))
 sources = sorted(p for e in ("ipynb", "qmd") for p in NBS.glob(f"*.{e}"))
-finished = [p for p in sources if p.stem not in UNFINISHED]
 each = lambda paths: pytest.mark.parametrize("path", paths, ids=lambda p: p.stem)
 
 class Processed(processors.FilterDefaults):
@@ -71,7 +69,7 @@ def test_references_are_resolved_on_their_page(path):
     assert asked <= page(path).labels, f"{path.name}: {asked - page(path).labels}"
     for after in re.findall(r"\$\$ ?\{#eq-[\w-]+\}(.*\n.*)", page(path).text): assert not after.strip(), f"{path.name}: a labelled equation ends its paragraph: {after!r}"
 
-@each(finished)
+@each(sources)
 def test_every_picture_has_a_caption_and_alt_text(path):
     for cell, data in page(path).figures:
         o = options(cell); where = f"{path.name}: {cell.source[:80]!r}"
@@ -85,7 +83,7 @@ def test_pages_are_light_and_need_no_network(path):
     assert len(page(path).html) < 400_000, f"{path.name}: {len(page(path).html) / 1000:.0f} kB of flipbooks"
     assert not re.search(r"""(?:src|href)=["']https?:""", page(path).html), path.name
 
-@each([p for p in chapters if p in finished])
+@each([p for p in chapters if p in sources])
 def test_building_the_site_runs_imports_and_exports_only(path):
     "nbdev runs every cell that imports something, to document what is exported: training, drawing and tests have no place in such a cell"
     for cell in nbformat.read(path, 4).cells:
@@ -100,7 +98,7 @@ def test_a_chapter_says_what_it_answers_and_what_to_read_next(path):
     end = "\n".join(text).rsplit("\n## ", 1)[1]
     assert end.startswith("Exercises") and "<details><summary>Solutions</summary>" in end and re.search(r"^Next: .*\]\(\w+\.(ipynb|qmd)", end, re.M), "exercises, folded solutions, and what comes next"
 
-@each([p for p in finished if p.suffix == ".ipynb" and p.stem != "index"])
+@each([p for p in sources if p.suffix == ".ipynb" and p.stem != "index"])
 def test_a_chapter_opens_in_colab(path):
     "by the address that settings.ini gives"
     links = [l for l in page(path).links if "colab" in l]
@@ -177,7 +175,7 @@ def test_page_in_a_browser(browser, built, path):
     state = tab.evaluate("""[...document.images].map(i => ({alt: i.getAttribute('alt'), ok: i.complete && i.naturalWidth > 0, src: i.src.slice(0, 80)}))""")
     assert not errors, errors
     assert len(state) >= len(page(path).figures) and not [i for i in state if not i["ok"]], [i for i in state if not i["ok"]]
-    if path.stem not in UNFINISHED: assert not [i for i in state if not i["alt"]], [i for i in state if not i["alt"]]
+    assert not [i for i in state if not i["alt"]], [i for i in state if not i["alt"]]
     assert "?@" not in tab.inner_text("body")
     wide = tab.evaluate("[...document.querySelectorAll('.flipbook')].map(b => [b.querySelector('input').max, b.querySelector('img').naturalWidth])")
     assert all(int(m) > 3 and w > 100 for m, w in wide) and len(wide) == page(path).html.count('class="flipbook"')
