@@ -203,6 +203,7 @@ class UNet(nn.Module):
 # %% ../nbs/01_unet.ipynb #d19446bf
 @patch
 def forward(self: UNet, x_t, t, cond):
+    "`x_t [B, C, H, W], t [B], cond [B] -> prediction [B, C, H, W]`. Raises `ValueError` for a size that cannot be halved so often."
     _check_size(*x_t.shape[2:], self.multiple)
     h, emb = self.stem(F.pixel_unshuffle(x_t, self.patch_size).to(self.stem.weight.dtype)), self.embed(t, cond)
     stack = [h]
