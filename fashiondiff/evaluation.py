@@ -417,8 +417,7 @@ def read_images(
 def _read_png(path, shape):
     channels, height, width = shape
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=['PNG']) as im:                  # whatever it is called: other formats call other programs
-            warnings.simplefilter('ignore')
+        with warnings.catch_warnings(record=True), Image.open(path, formats=['PNG']) as im:      # whatever it is called: other formats call other programs
             if im.mode[0] in 'IF': raise ValueError('more than 8 bits')
             if im.width * im.height > 2**24: raise ValueError('more than 16 million pixels')
             if 'A' in im.mode or 'transparency' in im.info: im = Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im.convert('RGBA'))

@@ -536,13 +536,18 @@ def _load(trainer, state):
     if trainer.accelerator.scaler and state['scaler']: trainer.accelerator.scaler.load_state_dict(state['scaler'])
     trainer.step, trainer.best = state['step'], state['best']; trainer.epoch_loss.fill_(state['epoch_loss'])
 
+def _whole(path):
+    "The contents of a checkpoint that one can go on from"
+    state = read_checkpoint(path)
+    if not set(_parts) <= set(state): raise CheckpointError(f'{path} holds weights alone, nothing to go on from')
+    return state
+
 def resume(
     trainer,  # a fresh `Trainer` of the same configuration
     path,  # of a checkpoint
 ):
     "Go on where a checkpoint was written: the numbers that follow are those of a run that never stopped. Raises `CheckpointError`."
-    state = read_checkpoint(path)
-    if not set(_parts) <= set(state): raise CheckpointError(f'{path} holds weights alone, nothing to go on from')
+    state = _whole(path)
     if other := differences(config_from(state['config'], path), asdict(trainer.config)): raise CheckpointError(f'{path} was trained with another configuration: {other}')
     try: _load(trainer, state)
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as e: raise CheckpointError(f'{path} does not fit its own configuration ({type(e).__name__})') from None
@@ -613,7 +618,7 @@ def newest_checkpoint(
     "The path of the readable checkpoint with the most steps; damaged ones are reported and passed over. None if there is none."
     best, best_step = None, -1
     for p in sorted(Path(out).glob('checkpoint_*.pth')):
-        try: step = read_checkpoint(p).get('step', -1)
+        try: step = _whole(p)['step']
         except CheckpointError as e: warnings.warn(f'passed over: {e}'); continue
         if step > best_step: best, best_step = p, step
     return best

@@ -102,10 +102,10 @@ def weights(data, r):
     def changed(h):
         h = json.loads(h); config = json.loads(h["__metadata__"]["config"])
         if r.random() < .8:
-            text = json.dumps(odd_config(config, r), default=str) if r.random() < .9 else r.choice(("[" * 100_000, "1" * 5000, "", "null", "{"))
+            text = json.dumps(odd_config(config, r), default=str, skipkeys=True) if r.random() < .9 else r.choice(("[" * 100_000, "1" * 5000, "", "null", "{"))
             h["__metadata__"]["config"] = text
         else: h = change(h, r, r.choice((None, 1, "F4", "BOOL", [0, 10**15], [10**9, 10**9], {}, "x")))
-        return json.dumps(h).encode()
+        return json.dumps(h, default=str, skipkeys=True).encode()
     return with_header(data, changed)
 
 class Reduce:

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest, torch, torchvision.datasets
 from PIL import Image
 from fashiondiff import data
+from fashiondiff.data import Batches
 from fashiondiff.commands import file_name, save_images
 from fashiondiff.evaluation import EvaluationError, Inception, read_images
+from fashiondiff.training import CheckpointError, Trainer, make_accelerator, make_config, read_checkpoint, resume, save_checkpoint
 from make_readme import ROOT
 
 def fuzz(cases, seed):
@@ -18,6 +20,26 @@ def test_ninety_spoiled_files(): fuzz(90, 0)
 
 @pytest.mark.slow
 def test_a_thousand_spoiled_files(): fuzz(1000, 1)
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    "a fresh trainer and a checkpoint after two steps"
+    config = make_config("tiny", dataset="sample", base_channels=8, batch_size=10, steps=9, timesteps=10, mixed_precision="no")
+    fresh = lambda: Trainer(config, Batches(*data.sample_data(), 10), make_accelerator("cpu"))
+    t = fresh(); t.one_step(); t.one_step(); save_checkpoint(t, path := tmp_path_factory.mktemp("good") / "a.pth")
+    return fresh, read_checkpoint(path)
+
+@pytest.mark.parametrize("part, value", [("step", "2"), ("step", -1), ("step", None), ("best", []), ("epoch_loss", {}), ("n_averaged", 1.5), ("optimizer", None), ("scaler", 3), ("model", [])])
+def test_a_value_that_makes_no_sense_is_named(checkpoint, tmp_path, part, value):
+    fresh, state = checkpoint; torch.save(state | {part: value}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=f"a.pth is not a checkpoint of fashiondiff: its {part} makes no sense"): resume(fresh(), tmp_path / "a.pth")
+
+def test_the_settings_of_the_optimiser_are_those_of_the_configuration(checkpoint, tmp_path):
+    "whatever a file says they are"
+    fresh, state = checkpoint; odd = [dict(g, betas="x", lr=None, weight_decay=[], capturable=7) for g in state["optimizer"]["param_groups"]]
+    torch.save(state, tmp_path / "a.pth"); torch.save(state | dict(optimizer=state["optimizer"] | dict(param_groups=odd)), tmp_path / "b.pth")
+    a, b = (resume(fresh(), tmp_path / n) for n in ("a.pth", "b.pth"))
+    assert a.one_step().loss == b.one_step().loss and torch.equal(a.raw.stem.weight, b.raw.stem.weight)
 
 def test_nothing_in_the_package_reads_pickles_or_unpacks_archives_by_other_means():
     "what the fuzzer does not meet is not there"
@@ -70,3 +92,7 @@ def test_a_picture_of_another_format_is_not_opened(tmp_path, kind):
     "some formats are handed to other programs"
     Image.new("L", (28, 28)).save(tmp_path / "a.png", kind)
     with pytest.raises(EvaluationError, match="a.png cannot be read as a picture"): read_images(tmp_path, least=1)
+
+def test_a_small_file_of_a_gigantic_picture_is_not_unpacked(tmp_path):
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png"); assert (tmp_path / "a.png").stat().st_size < 1e5
+    with pytest.raises(EvaluationError, match="a.png cannot be read as a picture .more than 16 million pixels"): read_images(tmp_path, least=1)

@@ -44,10 +44,10 @@ def run(tmp_path_factory):
 
 def test_killed_at_twenty_random_moments_it_ends_bitwise_the_same(tmp_path):
     "SIGKILL at random steps, every other time in the middle of writing a checkpoint; each time at most the work since the last checkpoint is done again"
-    steps, chance, halves, out, trace = 90, random.Random(2026), 0, tmp_path / "killed", tmp_path / "trace"
+    steps, chance, halves, out, trace = 110, random.Random(2026), 0, tmp_path / "killed", tmp_path / "trace"
     assert forks.end(forks.start(forks.traced, tmp_path / "whole", tmp_path / "all", steps, 60)) == 0
     trace.touch()
-    for i, at in enumerate(sorted(chance.sample(range(2, steps - 10), 20))):
+    for i, at in enumerate(sorted(chance.sample(range(2, steps - 30), 20))):
         last = newest_checkpoint(out); begin = read_checkpoint(last)["step"] if last else 0
         known = len(trace.read_text().split())
         p = forks.start(forks.traced, out, trace, steps, .0005)
@@ -86,8 +86,9 @@ def test_a_preview_does_not_hold_up_a_stop(tmp_path):
 
 def test_checkpoint_minutes_bound_what_is_lost(tmp_path):
     out = tmp_path / "run"; p = forks.train(out, "--steps", 100000, "--checkpoint_minutes", .005)
-    forks.wait_for(lambda: (out / "checkpoint_previous.pth").is_file()); n = rows(out); p.kill(); forks.end(p)
-    assert 0 <= n - read_checkpoint(newest_checkpoint(out))["step"] < 60, "much more than 0.3 seconds of work"
+    forks.wait_for(lambda: (out / "checkpoint_previous.pth").is_file()); n = rows(out); forks.wait_for(lambda: rows(out) > n + 20); p.kill(); forks.end(p)
+    seconds = read_log(out)["seconds"]; lost = max(seconds) - seconds[read_checkpoint(newest_checkpoint(out))["step"] - 1]
+    assert lost < 2 and n > 1, f"{lost} seconds of work, where 0.3 were asked for"
 
 @pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b[:len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1:]], ids=["cut", "empty", "one bit"])
 def test_a_corrupt_newest_checkpoint_is_reported_and_the_one_before_is_used(run, tmp_path, damage):
