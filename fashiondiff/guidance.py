@@ -35,7 +35,7 @@ class Guided(nn.Module):
 
 def guide(
     denoiser,  # a denoiser trained with dropped labels
-    scale=1.5,  # 0: ignore the label, 1: as trained, above: exaggerate
+    scale=1.25,  # 0: ignore the label, 1: as trained, above: exaggerate
     interval=(0, 10**9),  # first and last step at which it acts; elsewhere the denoiser is as trained
 ):
     "Classifier-free guidance (Ho & Salimans 2022, equation 6), on an interval of steps if you like (Kynkäänniemi et al. 2024). Raises `ValueError` for a negative scale."

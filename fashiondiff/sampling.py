@@ -111,7 +111,7 @@ def ddpm(
     x,  # noise to start from, `[B, C, H, W]`
     cond,  # labels `[B]`
     steps=None,  # intervals; all T if None
-    grid='trailing',  # which steps, see `timesteps`
+    grid='log_snr',  # which steps, see `timesteps`
     clip=True,  # clamp estimates of x0 to [-1, 1]
     noise=torch.randn_like,  # `noise(x)` gives fresh noise
 ):

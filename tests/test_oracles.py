@@ -61,11 +61,11 @@ def test_ddim_step_by_step(name, kind, eta):
     s, f, y = make_schedule(name), Toy(kind), start()
     theirs = in_float64(DDIMScheduler(1000, beta_schedule=names[name], prediction_type=kinds[kind], clip_sample=True, timestep_spacing="trailing"), s)
     theirs.set_timesteps(50)
-    assert theirs.timesteps.tolist() == timesteps(s, 50)[:-1]
+    assert theirs.timesteps.tolist() == timesteps(s, 50, "trailing")[:-1]
     drawn = []
     def noise(x): drawn.append(torch.randn(x.shape, generator=rng(1, len(drawn)), dtype=x.dtype)); return drawn[-1]
-    for step in ddim(f, s, start(), None, 50, eta=eta, noise=noise):
-        last = step.t == timesteps(s, 50)[-2]
+    for step in ddim(f, s, start(), None, 50, "trailing", eta=eta, noise=noise):
+        last = step.t == timesteps(s, 50, "trailing")[-2]
         z = drawn[-1] if drawn and not last else torch.zeros_like(y)
         y = theirs.step(f(y, torch.full((3,), step.t), None), step.t, y, eta=eta, use_clipped_model_output=True, variance_noise=z if eta else None).prev_sample
         assert relative(step.x, y) < 1e-6, step.t
@@ -76,7 +76,7 @@ def test_ddim_whole_path_without_clipping():
     theirs = in_float64(DDIMScheduler(1000, beta_schedule="linear", clip_sample=False, timestep_spacing="trailing"), s)
     theirs.set_timesteps(25)
     for t in theirs.timesteps: y = theirs.step(f(y, torch.full((3,), int(t)), None), int(t), y).prev_sample
-    for step in ddim(f, s, start(), None, 25, clip=False): pass
+    for step in ddim(f, s, start(), None, 25, "trailing", clip=False): pass
     assert relative(step.x, y) < 1e-6
 
 @pytest.mark.parametrize("name", names)
@@ -86,9 +86,9 @@ def test_dpmpp_2m_against_diffusers(name):
     theirs = DPMSolverMultistepScheduler(1000, beta_schedule=names[name], prediction_type="sample", algorithm_type="dpmsolver++", solver_order=2,
         solver_type="midpoint", timestep_spacing="trailing", final_sigmas_type="zero", lower_order_final=True)
     theirs.set_timesteps(12)
-    assert theirs.timesteps.tolist() == timesteps(s, 12)[:-1]
+    assert theirs.timesteps.tolist() == timesteps(s, 12, "trailing")[:-1]
     y = y.float()
-    for step, t in zip(dpmpp_2m(f, s, start(), None, 12, clip=False), theirs.timesteps):
+    for step, t in zip(dpmpp_2m(f, s, start(), None, 12, "trailing", clip=False), theirs.timesteps):
         y = theirs.step(f(y, torch.full((3,), int(t)), None), t, y).prev_sample
         assert relative(step.x, y.double()) < 1e-4, int(t)
 
