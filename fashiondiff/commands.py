@@ -65,7 +65,7 @@ def sample_parser():
     p.add_argument('--guidance_scale', type=float, default=1.25, help='0 ignores the class, 1 is as trained, above exaggerates')
     p.add_argument('--guidance_interval', type=_interval, default=(.3, 3.), metavar='LO,HI', help='ratios of noise to signal between which guidance acts; 0,1e9 is everywhere')
     p.add_argument('--sampler', default=None, help=f'{", ".join(samplers)} (dpmpp_2m)')
-    p.add_argument('--steps', type=int, default=None, help='intervals (10; ddim 50, ddpm all)')
+    p.add_argument('--steps', type=int, default=None, help='intervals (20; ddim 50, heun 10, ddpm all)')
     p.add_argument('--use_ddim', action='store_true', help='the same as --sampler ddim')
     p.add_argument('--ddim_steps', type=int, default=None, help='the same as --steps, with --use_ddim')
     p.add_argument('--seed', type=int, default=0, help='image i of a seed is always the same')

@@ -167,7 +167,7 @@ def dpmpp_2m(
     schedule,  # a `Schedule`
     x,  # noise to start from, `[B, C, H, W]`
     cond,  # labels `[B]`
-    steps=10,  # intervals
+    steps=20,  # intervals
     grid='log_snr',  # which steps, see `timesteps`
     clip=True,  # clamp estimates of x0 to [-1, 1]
 ):
@@ -188,17 +188,17 @@ def heun(
     schedule,  # a `Schedule`
     x,  # noise to start from, `[B, C, H, W]`
     cond,  # labels `[B]`
-    steps=10,  # intervals; each costs two calls of the denoiser, the last only one
+    steps=10,  # intervals; each costs two calls of the denoiser, the first and the last only one
     grid='log_snr',  # which steps, see `timesteps`
     clip=True,  # clamp estimates of x0 to [-1, 1]
 ):
     "Heun's predictor and corrector (Karras et al. 2022, algorithm 1) in log-SNR, where the linear part is exact"
     ts = timesteps(schedule, steps, grid)
-    for t, s in zip(ts, ts[1:]):
+    for i, (t, s) in enumerate(zip(ts, ts[1:])):
         x0, eps = predict(denoiser, schedule, x, t, cond, clip)
         alpha, sigma = _point(schedule, s)
         trial = alpha * x0 + sigma * eps
-        if s >= 0:
+        if i and s >= 0:
             h = _half_log_snr(schedule, s) - _half_log_snr(schedule, t)
             again, _ = predict(denoiser, schedule, trial, s, cond, clip)
             trial = trial + alpha * (1 + math.expm1(-h) / h) * (again - x0)
@@ -212,7 +212,7 @@ def network_calls(
     steps,  # intervals
 ) -> int:
     "How often a sampler calls the denoiser"
-    return 2 * steps - 1 if sampler == 'heun' else steps
+    return max(1, 2 * steps - 2) if sampler == 'heun' else steps
 
 # %% ../nbs/03_sampling.ipynb #c619d157
 def to_labels(
@@ -332,7 +332,7 @@ def img2img(
     cond,  # labels `[B]` of what they should become
     strength=0.6,  # share of the schedule that is redone: 0 keeps the images, 1 forgets them
     sampler='dpmpp_2m',  # a key of `samplers`
-    steps=10,  # intervals over the part that is redone
+    steps=20,  # intervals over the part that is redone
     seed=0,  # of the noise
     **options,  # of the sampler
 ):
