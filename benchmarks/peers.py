@@ -107,10 +107,10 @@ def main():
     if not (run / "final_model.pth").is_file():
         train_main(["--preset", "tiny", "--out", str(run), "--wandb", "disabled", *(["--resume"] if list(run.glob("checkpoint_*.pth")) else []), *(["--data", args.data] if args.data else [])])
     dtype = pick_dtype("cpu"); ours, log = load_model(run, dtype=dtype), read_log(run)
-    for w in scales:
-        how = dict(sampler="dpmpp_2m", steps=20, guidance_scale=w, seed=0)
-        x, y, rate = generate(ours, args.n_samples, out / f"tiny_{w:g}", **how)
-        subjects.append((x, y, how | dict(subject=f"fashiondiff tiny, guidance {w:g}", calls=20, images_per_second=rate, device="cpu", dtype=str(dtype).removeprefix("torch."),
+    for w, where in [(w, (0, 1e9)) for w in scales] + [(1.5, (.3, 3.))]:
+        how, name = dict(sampler="dpmpp_2m", steps=20, guidance_scale=w, guidance_interval=where, seed=0), f"{w:g}" + (" in the middle" if where[0] else "")
+        x, y, rate = generate(ours, args.n_samples, out / f"tiny_{name.replace(' ', '_')}", **how)
+        subjects.append((x, y, how | dict(subject=f"fashiondiff tiny, guidance {name}", calls=20, images_per_second=rate, device="cpu", dtype=str(dtype).removeprefix("torch."),
             weights=f"{sum(q.numel() for q in ours.model.parameters()) / 1e6:.1f} M parameters, {log['step'][-1]:,.0f} steps of {ours.config.batch_size} in {log['seconds'][-1] / 60:.1f} min")))
     rows, _ = table(args.extractors.split(","), subjects, *real_images(data=args.data))
     write_whole(out / "peers.json", lambda f: f.write(json.dumps(rows, indent=1).encode())); write_whole(out / "peers.md", lambda f: f.write(to_markdown(rows).encode()))
