@@ -39,7 +39,7 @@ def test_a_run_describes_itself(whole):
 def test_resumed_after_a_signal_it_ends_bitwise_the_same(whole, tmp_path, how):
     out = tmp_path / "run"
     p = subprocess.Popen([str(c) for c in [*TRAIN, "--out", out, "--checkpoint_epochs", "1"]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for _ in range(1200):
+    for _ in range(6000):
         if list(out.glob("checkpoint_epoch_*.pth")) or p.poll() is not None: break
         time.sleep(0.05)
     p.send_signal(how); p.communicate(timeout=120)

@@ -47,7 +47,7 @@ def evaluate(*flags): eval_main([*EVAL, *map(str, flags)])
 def test_killed_in_the_middle_it_goes_on_and_ends_the_same(tmp_path):
     command = [sys.executable, "-m", "fashiondiff.commands", "eval", *EVAL, "--n_samples", "120", "--batch_size", "30"]
     p = subprocess.Popen([*command, "--out", str(tmp_path / "a")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for _ in range(1200):
+    for _ in range(6000):
         if len(list((tmp_path / "a").rglob("*.safetensors"))) >= 2 or p.poll() is not None: break
         time.sleep(.02)
     p.kill(); p.communicate(timeout=60)
