@@ -7,7 +7,7 @@ __all__ = ['schedules', 'kinds', 'Schedule', 'linear', 'cosine', 'sigmoid', 'flo
            'explorer', 'draw_noise', 'noise_explorer', 'flipbook']
 
 # %% ../nbs/00_schedule.ipynb #f96a1e6c
-import asyncio, base64, html, io, json, math, zlib
+import asyncio, base64, html, io, json, math, threading, zlib
 from dataclasses import dataclass, field
 import torch
 from PIL import Image
@@ -154,12 +154,12 @@ def explorer(
     **controls,  # ipywidgets controls by the name of the argument that they give
 ):
     "Controls above a picture that is redrawn, in place, when one of them changes; errors are shown below it. Changes that come while it draws are drawn together"
-    picture, message, waiting = W.Image(format='png', layout=W.Layout(max_width='100%')), W.HTML(), []
+    picture, message, waiting, turn = W.Image(format='png', layout=W.Layout(max_width='100%')), W.HTML(), [], threading.RLock()
     def redraw():
-        waiting.clear()
-        try:
-            picture.value, message.value = _png(draw(**{k: c.value for k, c in controls.items()})), ''
-        except Exception as e: message.value = f'<b style="color:#b00">{type(e).__name__}: {html.escape(str(e))}</b>'
+        with turn:                                                                       # JupyterLab may deliver changes in several threads
+            waiting.clear()
+            try: picture.value, message.value = _png(draw(**{k: c.value for k, c in controls.items()})), ''
+            except Exception as e: message.value = f'<b style="color:#b00">{type(e).__name__}: {html.escape(str(e))}</b>'
     def changed(_):
         if not waiting: waiting.append(True); _soon(redraw)
     for c in controls.values(): c.observe(changed, 'value')

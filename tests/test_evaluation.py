@@ -11,7 +11,7 @@ from fashiondiff.guidance import guide
 from fashiondiff.sampling import sample
 from fashiondiff.training import load_model, shipped_models
 
-EVAL = ["--dataset", "sample", "--device", "cpu", "--extractors", "fmnist", "--steps", "3"]
+EVAL = ["--dataset", "sample", "--device", "cpu", "--extractors", "fmnist", "--steps", "6"]
 
 @pytest.mark.parametrize("n, m, d", [(400, 300, 8), (5000, 2000, 64), (60, 50, 100)])
 def test_frechet_distance_is_that_of_torchmetrics_and_scipy(n, m, d):
@@ -59,7 +59,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_the_same(tmp_path):
     assert [{k: v for k, v in r.items() if k != "images_per_second"} for r in a] == [{k: v for k, v in r.items() if k != "images_per_second"} for r in b]
     assert {p.name for p in (tmp_path / "a").glob("*.*")} == {"evaluation.json", "evaluation.md", "distance.png", "fashion_samples.png", "fashion_confusion.png", "fashion_neighbours.png"}
     floor, row = a
-    assert floor["subject"] == "real images" and floor["n"] == row["n"] == 120 and row["calls"] == 3 and row["accuracy"] > .8
+    assert floor["subject"] == "real images" and floor["n"] == row["n"] == 120 and row["calls"] == 6 and row["accuracy"] > .8
     assert {"extractor", "n_train", "n_test", "sampler", "steps", "guidance_scale", "seed", "weights", "device", "fd_train_spread", "fd_test", "kid", "precision", "recall", "score", "diversity_by_class"} <= set(row)
 
 def test_anybodys_pictures_and_comparisons(tmp_path, capsys):
