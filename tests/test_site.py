@@ -150,6 +150,7 @@ def built(tmp_path_factory):
     "the address of the pages: those of a built site, or ours"
     site = os.environ.get("SITE"); folder = ROOT / site if site else tmp_path_factory.mktemp("site")
     if not site:
+        shutil.copytree(NBS / "media", folder / "media")
         for p in sources: (folder / page(p).url).write_text(render(page(p)), encoding="utf8")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
