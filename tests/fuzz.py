@@ -120,7 +120,7 @@ def evil(data, r, canary):
     calls = [(os.mkdir, (str(canary),)), (eval, (f"__import__('os').mkdir({str(canary)!r})",)), (bytearray, (4 * 10**9,)), (collections.Counter, ("x" * 9,)), (torch.zeros, (50_000, 50_000)), (torch._utils._rebuild_tensor_v2, (torch.zeros(1).untyped_storage(), 0, (10**6, 10**6), (0, 0), False, collections.OrderedDict()))]
     made = [lambda: saved(state | dict(ema=Reduce(*call))) for call in calls]
     made += [lambda: pickle.dumps(state | dict(ema=Reduce(*calls[r.randrange(3)])), 2), lambda: archive([(n, bytes(10**9) if n.endswith("/0") else d) for n, d in members], zipfile.ZIP_DEFLATED),
-             lambda: archive([("../../../../tmp/x", b"x"), *members]), lambda: archive([*members, ("archive/constants.pkl", members[0][1])])]
+             lambda: archive([("../../../../x", b"x"), *members]), lambda: archive([*members, ("archive/constants.pkl", members[0][1])])]
     k = r.randrange(len(made))
     if k < len(calls): call = calls[k]; return saved(state | dict(ema=Reduce(*call)))
     return made[k]()
