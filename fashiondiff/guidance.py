@@ -13,6 +13,7 @@ from .data import classes, lazy, show_images
 from .sampling import sample, samplers
 from .schedule import explorer
 from .training import load_model
+from .unet import each, replaced
 
 # %% ../nbs/04_guidance.ipynb #7f3e24e8
 W, plt = lazy('ipywidgets'), lazy('matplotlib.pyplot')
@@ -29,7 +30,7 @@ class Guided(nn.Module):
         lo, hi = self.interval
         inside = (t >= lo) & (t <= hi)
         if self.scale == 1 or not inside.any(): return self.denoiser(x_t, t, cond)           # one question is enough
-        with_cond, without = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([cond, torch.full_like(cond, self.null)])).chunk(2)
+        with_cond, without = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), each(lambda *z: torch.cat(z), cond, replaced(cond, torch.ones_like(inside), self.null))).chunk(2)
         scale = torch.where(inside, self.scale, 1.).to(x_t.dtype).view(-1, *[1] * (x_t.ndim - 1))
         return without + scale * (with_cond - without)
 

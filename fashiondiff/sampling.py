@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from .data import class_id, classes, lazy, rng, show_images
 from .schedule import explorer, to_x0_eps
 from .training import load_model
+from .unet import TextCond
 
 # %% ../nbs/03_sampling.ipynb #9c84066f
 W, plt = lazy('ipywidgets'), lazy('matplotlib.pyplot')
@@ -216,12 +217,13 @@ def network_calls(
 
 # %% ../nbs/03_sampling.ipynb #c619d157
 def to_labels(
-    cond,  # a class name or id, or a list of them; None: no label
+    cond,  # a class name or id, or a list of them, or a `TextCond`; None: no label
     n,  # images of each
     null,  # the label that stands for none
     names=classes,  # class names in the order of their ids
 ):
-    "Labels int64 `[n · classes]`, class by class. Raises `DataError` for an unknown class."
+    "Labels int64 `[n · classes]`, class by class; captions are repeated likewise. Raises `DataError` for an unknown class."
+    if isinstance(cond, TextCond): return cond.repeat_interleave(n)
     if torch.is_tensor(cond): cond = cond.tolist()
     many = cond if isinstance(cond, (list, tuple, range)) else [cond]
     return torch.tensor([null if c is None else class_id(c, names) for c in many]).repeat_interleave(n)
@@ -231,7 +233,7 @@ def to_labels(
 def sample_batches(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
     schedule,  # the `Schedule` that it was trained with
-    labels,  # of all images, int64 `[N]`
+    labels,  # of all images, int64 `[N]` or a `TextCond`
     sampler='dpmpp_2m',  # a key of `samplers`
     steps=None,  # intervals; the sampler's own default if None (`ddpm`: all)
     seed=0,  # image i starts from its own noise, (seed, i)
@@ -261,7 +263,7 @@ def default_steps(sampler, schedule, steps=None):
 def sample(
     denoiser,  # `f(x_t, t, cond) -> prediction`, carries `.kind`, `.null` and `.shape`
     schedule,  # the `Schedule` that it was trained with
-    cond=None,  # a class name or id, or a list of them; None: no label
+    cond=None,  # a class name or id, a list of them, or a `TextCond`; None: no label
     n=1,  # images of each class
     sampler='dpmpp_2m',  # a key of `samplers`
     steps=None,  # intervals; the sampler's own default if None (`ddpm`: all)

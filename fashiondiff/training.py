@@ -11,7 +11,7 @@ __all__ = ['presets', 'loss_weights', 'losses', 'step_density', 'draw', 'ema_dec
            'read_log', 'Guard', 'Keeper', 'locked', 'fit']
 
 # %% ../nbs/02_training.ipynb #fcae91ee
-import contextlib, copy, csv, io, json, math, os, pickletools, re, time, warnings, zipfile
+import contextlib, copy, csv, inspect, io, json, math, os, pickletools, re, time, warnings, zipfile
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,7 +25,7 @@ from safetensors.torch import save as to_bytes
 from .data import assets, rng, stream_seed
 from .optimizer import optimizers
 from .schedule import kinds, make_schedule, schedules, target
-from .unet import build_network
+from .unet import each, find_network, replaced
 
 # %% ../nbs/02_training.ipynb #aec7df57
 def loss_weights(
@@ -45,7 +45,7 @@ def losses(
     denoiser,  # `f(x_t, t, cond) -> prediction`, with `.kind`
     schedule,  # a `Schedule`
     x0,  # images `[B, C, H, W]` in [-1, 1]
-    cond,  # labels `[B]`
+    cond,  # labels `[B]`, or a `TextCond`
     t,  # steps, int64 `[B]`
     eps,  # noise, the shape of `x0`
 ):
@@ -70,17 +70,17 @@ def step_density(
 def draw(
     seed, step,  # which random numbers: those of this step of the run with this seed
     x0,  # images `[B, …]`
-    cond,  # labels `[B]`
-    null,  # the label that stands for none
+    cond,  # labels `[B]`, or a `TextCond`
+    null,  # the condition that stands for none
     density,  # probability of each step `[T]`, from `step_density`
     p_uncond=0.1,  # probability that a label is dropped (Ho & Salimans 2022, algorithm 1)
 ):
-    "The random part of a training step: steps `t` int64 `[B]`, noise like `x0`, and labels with some replaced by `null`"
+    "The random part of a training step: steps `t` int64 `[B]`, noise like `x0`, and conditions of which some are replaced by `null`"
     g = rng(seed, step, salt=2, device=x0.device)
     t = torch.multinomial(density, len(x0), replacement=True, generator=g)
     eps = torch.randn(x0.shape, generator=g, device=x0.device)
     drop = torch.rand(len(x0), generator=g, device=x0.device) < p_uncond
-    return t, eps, torch.where(drop, torch.full_like(cond, null), cond)
+    return t, eps, replaced(cond, drop, null)
 
 # %% ../nbs/02_training.ipynb #1f2888db
 def ema_decay(
@@ -105,6 +105,9 @@ class Config:
     channel_mults: tuple = (1, 2, 4)  # 28, 14, 7: wider where there are fewer pixels, so that each level costs about the same
     num_res_blocks: int = 1           # each further block costs half as much again
     attention_resolutions: tuple = () # clothes are large and centred: convolutions and group norm see enough
+    heads: int = 4                    # of each attention, if there is any
+    text_dim: int = 0                 # features of a word, if conditions are captions
+    text_encoder: str = ''            # and who makes them: a key of `text.encoders`
     dropout: float = 0.1              # 60,000 pictures and 50 epochs can be learned by heart; this delays it
     patch_size: int = 1               # the network sees pixels as they are
     timesteps: int = 1000             # as in DDPM; samplers use fewer
@@ -148,7 +151,6 @@ class FastTuned(Config):
     channel_mults: tuple = (1, 2)            # … with two levels left, …
     base_channels: int = 64                  # … and room for twice the width
     batch_size: int = 512                    # small pictures: a GPU is bored by fewer
-    batch_size: int = 512                    # small pictures: a GPU is bored by fewer
     dropout: float = 0.                      # random bits are dear, and in 50 epochs little is learned by heart
     prediction: str = 'v'                    # errors count at every noise level,
     timestep_sampling: str = 'logit_normal'  # most at those where the picture is decided
@@ -191,9 +193,9 @@ def _fit_type(name, value, default):
 
 # %% ../nbs/02_training.ipynb #2a18d77e
 _choices = dict(beta_schedule=schedules, prediction=kinds, optimizer=optimizers, weighting=('uniform', 'min_snr'), timestep_sampling=('uniform', 'logit_normal'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
-_at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, patch_size=1, timesteps=2, batch_size=1,
+_at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, heads=1, text_dim=0, patch_size=1, timesteps=2, batch_size=1,
     epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
-_at_most = dict(dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, timesteps=100_000)   # a file may ask for anything
+_at_most = dict(dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, heads=1024, text_dim=65536, timesteps=100_000)   # a file may ask for anything
 
 def _check(c):
     "Raises `ConfigError` naming the first value of a configuration that is impossible"
@@ -218,8 +220,6 @@ def make_config(
     return _check(replace(base, **{k: _fit_type(k, v, known[k]) for k, v in changes.items()}))
 
 # %% ../nbs/02_training.ipynb #83014888
-_network_fields = ('image_size', 'channels', 'num_classes', 'base_channels', 'channel_mults', 'num_res_blocks', 'attention_resolutions', 'dropout', 'patch_size')
-
 def build(
     config,  # a `Config`
 ):
@@ -227,7 +227,8 @@ def build(
     try:
         with torch.random.fork_rng(devices=[]):                                          # leaves the caller's random numbers alone
             torch.default_generator.manual_seed(stream_seed(config.seed, 0, salt=3))
-            return build_network(config.network, kind=config.prediction, **{k: getattr(config, k) for k in _network_fields})
+            network = find_network(config.network); settings = asdict(config) | dict(kind=config.prediction)
+            return network(**{k: v for k, v in settings.items() if k in inspect.signature(network).parameters})
     except (ValueError, TypeError) as e: raise ConfigError(str(e)) from None
 
 def schedule_of(config):
@@ -363,7 +364,7 @@ class Replayed:
     def __call__(self, *inputs):
         if self.warm: self.warm -= 1; return self._aside(inputs)
         if not self.graph: self._record(inputs)
-        for mine, given in zip(self.inputs, inputs): mine.copy_(given)
+        for mine, given in zip(self.inputs, inputs): each(torch.Tensor.copy_, mine, given)
         self.graph.replay()
         return self.out.clone()
 
@@ -375,7 +376,7 @@ class Replayed:
         return out
 
     def _record(self, inputs):
-        self.inputs, self.graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
+        self.inputs, self.graph = [each(torch.clone, x) for x in inputs], torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph): self.out = self.f(*self.inputs)
 
 # %% ../nbs/02_training.ipynb #9ee7da09

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['networks', 'timestep_embedding', 'TimeClassEmbedding', 'AdaGroupNorm', 'zero_init', 'ResBlock', 'Attention',
-           'Upsample', 'Downsample', 'register_network', 'build_network', 'Block', 'way_down', 'way_up', 'UNet']
+           'TextCond', 'each', 'replaced', 'TimeTextEmbedding', 'CrossAttention', 'Upsample', 'Downsample',
+           'register_network', 'find_network', 'build_network', 'Block', 'way_down', 'way_up', 'UNet']
 
 # %% ../nbs/01_unet.ipynb #5320b7dd
 import math
+from dataclasses import dataclass
 from importlib import import_module
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
@@ -99,6 +101,72 @@ class Attention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(B, C, H, W)
         return x + self.out(h)
 
+# %% ../nbs/01_unet.ipynb #74e1b848
+@dataclass
+class TextCond:
+    "Captions as conditions: what `cond` is where words take the place of labels"
+    emb: torch.Tensor  # a vector for each word, `[B, L, D]`
+    mask: torch.Tensor  # where there is a word, bool `[B, L]`
+
+    def __len__(self): return len(self.mask)
+    def __getitem__(self, i): return each(lambda z: z[i], self)
+    def to(self, device): return each(lambda z: z.to(device), self)
+    def repeat_interleave(self, n): return each(lambda z: z.repeat_interleave(n, 0), self)
+    def mean(self): "Of the words, `[B, D]`; zero where there are none"; m = self.mask[..., None].to(self.emb.dtype); return (self.emb * m).sum(1) / m.sum(1).clamp(min=1)
+
+def each(
+    f,  # a function of tensors
+    *conds,  # labels, or a `TextCond` each
+):
+    "Apply a function to conditions: to labels as they are, to captions part by part"
+    if not isinstance(conds[0], TextCond): return f(*conds)
+    return TextCond(f(*(c.emb for c in conds)), f(*(c.mask for c in conds)))
+
+def replaced(
+    cond,  # labels `[B]` or a `TextCond`
+    where,  # bool `[B]`
+    null,  # what takes the place of those: a denoiser's `.null`
+):
+    "Conditions of which some have been taken away"
+    return each(lambda c, none: torch.where(where.view(-1, *[1] * (c.ndim - 1)), none, c), cond, null)
+
+# %% ../nbs/01_unet.ipynb #2aebaf6f
+class TimeTextEmbedding(nn.Module):
+    "Step and caption to one vector: `t [B], TextCond -> [B, dim]`"
+    def __init__(self,
+        freq_dim,  # features of the sinusoidal embedding
+        dim,  # features of the result
+        text_dim,  # features of a word
+    ):
+        super().__init__()
+        self.freq_dim = freq_dim
+        self.time = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.text = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, dim))
+
+    def forward(self, t, cond):
+        dtype = self.text[1].weight.dtype
+        return F.silu(self.time(timestep_embedding(t, self.freq_dim).to(dtype)) + self.text(cond.mean().to(dtype)))
+
+class CrossAttention(nn.Module):
+    "Attention of the pixels to the words of a caption, added to its input: `x [B, C, H, W], TextCond -> [B, C, H, W]`"
+    def __init__(self,
+        channels,  # C, divisible by `heads`
+        text_dim,  # features of a word
+        heads=4,  # parallel attentions
+    ):
+        super().__init__()
+        self.heads, self.nothing = heads, nn.Parameter(torch.zeros(1, 1, text_dim))
+        self.norm, self.norm_text = nn.GroupNorm(_groups(channels), channels), nn.LayerNorm(text_dim)
+        self.q, self.kv, self.out = nn.Conv2d(channels, channels, 1), nn.Linear(text_dim, 2 * channels), zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x, cond):
+        B, C, H, W = x.shape
+        text = torch.cat([self.nothing.expand(B, -1, -1), self.norm_text(cond.emb.to(self.nothing.dtype))], 1)
+        q = self.q(self.norm(x)).flatten(2).unflatten(1, (self.heads, -1)).transpose(-1, -2)      # [B, heads, HW, C/heads]
+        k, v = self.kv(text).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)              # each [B, heads, L+1, C/heads]
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=F.pad(cond.mask, (1, 0), value=True)[:, None, None])
+        return x + self.out(h.transpose(-1, -2).reshape(B, C, H, W))
+
 # %% ../nbs/01_unet.ipynb #74f93edf
 class Upsample(nn.Sequential):
     "Twice the resolution: nearest neighbour, then a 3×3 convolution; `[B, C, H, W] -> [B, C, 2H, 2W]`"
@@ -116,25 +184,34 @@ def register_network(name):
     def add(cls): networks[name] = cls; return cls
     return add
 
-def build_network(
+def find_network(
     name,  # a registered name, or that of a module of this package that registers it
-    **kwargs,  # the network's own parameters
 ):
-    "A network by name. Raises `ValueError` for an unknown name."
+    "The class of a network. Raises `ValueError` for an unknown name."
     if name not in networks and str(name).isidentifier():
         try: import_module(f'fashiondiff.{name}')
         except ModuleNotFoundError: pass
     if name not in networks: raise ValueError(f'unknown network {name!r}: it is one of {", ".join(sorted(networks))}')
-    return networks[name](**kwargs)
+    return networks[name]
+
+def build_network(
+    name,  # as in `find_network`
+    **kwargs,  # the network's own parameters
+):
+    "A network by name"
+    return find_network(name)(**kwargs)
 
 # %% ../nbs/01_unet.ipynb #ae7f30ed
 class Block(ResBlock):
-    "A residual block, followed by attention if it has heads"
-    def __init__(self, c_in, c_out, emb_dim, dropout=0., heads=0):
+    "A residual block, followed by attention if it has heads: among the pixels, then to words if those have `text_dim` features"
+    def __init__(self, c_in, c_out, emb_dim, dropout=0., heads=0, text_dim=0):
         super().__init__(c_in, c_out, emb_dim, dropout)
         self.attention = Attention(c_out, heads) if heads else nn.Identity()
+        self.reading = CrossAttention(c_out, text_dim, heads) if heads and text_dim else None
 
-    def forward(self, x, emb): return self.attention(super().forward(x, emb))
+    def forward(self, x, emb, cond=None):
+        h = self.attention(super().forward(x, emb))
+        return h if self.reading is None else self.reading(h, cond)
 
 # %% ../nbs/01_unet.ipynb #e133507e
 def way_down(
@@ -171,7 +248,7 @@ def _check_widths(base_channels, attention_resolutions, sizes):
 
 @register_network('unet')
 class UNet(nn.Module):
-    "A class-conditional U-Net with adaptive group norm: `x_t [B, C, H, W], t [B], cond [B] -> prediction [B, C, H, W]`. Raises `ValueError` for sizes and widths that do not fit."
+    "A U-Net with adaptive group norm, for classes or captions: `x_t [B, C, H, W], t [B], cond -> prediction [B, C, H, W]`. Raises `ValueError` for sizes and widths that do not fit."
     def __init__(self,
         image_size=28,  # height and width, in pixels, of the images it is made for
         channels=1,  # of the images: 1 grey, 3 colour
@@ -183,18 +260,20 @@ class UNet(nn.Module):
         dropout=0.1,  # inside the residual blocks
         heads=4,  # of each attention
         patch_size=1,  # pixels that are folded into channels, in each direction, before the first layer
+        text_dim=0,  # if not 0, conditions are `TextCond` whose words have so many features, in place of labels
         kind='eps',  # what the output means: "eps", "x0" or "v"
     ):
         super().__init__()
-        self.kind, self.null, self.shape, self.patch_size = kind, num_classes, (channels, image_size, image_size), patch_size
+        self.kind, self.null, self.shape, self.patch_size = kind, TextCond(0., False) if text_dim else num_classes, (channels, image_size, image_size), patch_size
         self.multiple = patch_size * 2 ** (len(channel_mults) - 1)
         _check_size(image_size, image_size, self.multiple)
         widths = [base_channels * m for m in channel_mults]
         sizes = [image_size // patch_size // 2**i for i in range(len(widths))]
         _check_widths(base_channels, attention_resolutions, sizes)
         D, pixels = 4 * base_channels, channels * patch_size**2
-        block = lambda c_in, c_out, size: Block(c_in, c_out, D, dropout, heads if size in attention_resolutions else 0)
-        self.embed, self.stem = TimeClassEmbedding(base_channels, D, num_classes), nn.Conv2d(pixels, base_channels, 3, padding=1)
+        block = lambda c_in, c_out, size: Block(c_in, c_out, D, dropout, heads if size in attention_resolutions else 0, text_dim)
+        self.embed = TimeTextEmbedding(base_channels, D, text_dim) if text_dim else TimeClassEmbedding(base_channels, D, num_classes)
+        self.stem = nn.Conv2d(pixels, base_channels, 3, padding=1)
         self.down, states = way_down(base_channels, widths, sizes, num_res_blocks, block)
         self.middle = nn.ModuleList([block(widths[-1], widths[-1], sizes[-1]), ResBlock(widths[-1], widths[-1], D, dropout)])
         self.up = way_up(states, widths, sizes, num_res_blocks, block)
@@ -203,13 +282,13 @@ class UNet(nn.Module):
 # %% ../nbs/01_unet.ipynb #d19446bf
 @patch
 def forward(self: UNet, x_t, t, cond):
-    "`x_t [B, C, H, W], t [B], cond [B] -> prediction [B, C, H, W]`. Raises `ValueError` for a size that cannot be halved so often."
+    "`x_t [B, C, H, W], t [B], cond -> prediction [B, C, H, W]`. Raises `ValueError` for a size that cannot be halved so often."
     _check_size(*x_t.shape[2:], self.multiple)
     h, emb = self.stem(F.pixel_unshuffle(x_t, self.patch_size).to(self.stem.weight.dtype)), self.embed(t, cond)
     stack = [h]
     for layer in self.down:
-        h = layer(h, emb) if isinstance(layer, Block) else layer(h)
+        h = layer(h, emb, cond) if isinstance(layer, Block) else layer(h)
         stack.append(h)
-    for layer in self.middle: h = layer(h, emb)
-    for layer in self.up: h = layer(torch.cat([h, stack.pop()], 1), emb) if isinstance(layer, Block) else layer(h)
+    h = self.middle[1](self.middle[0](h, emb, cond), emb)
+    for layer in self.up: h = layer(torch.cat([h, stack.pop()], 1), emb, cond) if isinstance(layer, Block) else layer(h)
     return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size).to(x_t.dtype)
