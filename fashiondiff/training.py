@@ -108,6 +108,7 @@ class Config:
     heads: int = 4                    # of each attention, if there is any
     text_dim: int = 0                 # features of a word, if conditions are captions
     text_encoder: str = ''            # and who makes them: a key of `text.encoders`
+    text_length: int = 32             # longest caption, in tokens
     dropout: float = 0.1              # 60,000 pictures and 50 epochs can be learned by heart; this delays it
     patch_size: int = 1               # the network sees pixels as they are
     timesteps: int = 1000             # as in DDPM; samplers use fewer
@@ -193,9 +194,9 @@ def _fit_type(name, value, default):
 
 # %% ../nbs/02_training.ipynb #2a18d77e
 _choices = dict(beta_schedule=schedules, prediction=kinds, optimizer=optimizers, weighting=('uniform', 'min_snr'), timestep_sampling=('uniform', 'logit_normal'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
-_at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, heads=1, text_dim=0, patch_size=1, timesteps=2, batch_size=1,
+_at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, heads=1, text_dim=0, text_length=1, patch_size=1, timesteps=2, batch_size=1,
     epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
-_at_most = dict(dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, heads=1024, text_dim=65536, timesteps=100_000)   # a file may ask for anything
+_at_most = dict(dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, heads=1024, text_dim=65536, text_length=4096, timesteps=100_000)   # a file may ask for anything
 
 def _check(c):
     "Raises `ConfigError` naming the first value of a configuration that is impossible"
