@@ -7,8 +7,8 @@ __all__ = ['presets', 'loss_weights', 'losses', 'step_density', 'draw', 'ema_dec
            'Tiny', 'ConfigError', 'make_config', 'build', 'schedule_of', 'lr_factor', 'pick_device', 'pick_dtype',
            'make_accelerator', 'Trainer', 'Replayed', 'Log', 'CheckpointError', 'RunError', 'write_whole',
            'read_checkpoint', 'config_from', 'stored_config', 'save_checkpoint', 'differences', 'resume',
-           'save_weights', 'Loaded', 'shipped_models', 'find_model', 'load_model', 'newest_checkpoint', 'RunLog',
-           'read_log', 'Guard', 'Keeper', 'locked', 'fit']
+           'to_bytes_a_row', 'from_bytes_a_row', 'save_weights', 'Loaded', 'shipped_models', 'find_model', 'load_model',
+           'newest_checkpoint', 'RunLog', 'read_log', 'Guard', 'Keeper', 'locked', 'fit']
 
 # %% ../nbs/02_training.ipynb #fcae91ee
 import contextlib, copy, csv, inspect, io, json, math, os, pickletools, re, time, warnings, zipfile
@@ -556,19 +556,35 @@ def resume(
     return trainer
 
 # %% ../nbs/02_training.ipynb #d20af563
+def to_bytes_a_row(state):
+    "Matrices as int8 with one float32 scale for each row (under `name.scale`); all else in half precision"
+    out = {}
+    for name, w in state.items():
+        if w.ndim < 2: out[name] = w.half(); continue
+        scale = w.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+        out[name], out[f'{name}.scale'] = (w.float() / scale.view(-1, *[1] * (w.ndim - 1))).round().to(torch.int8), scale
+    return out
+
+def from_bytes_a_row(state):
+    "The other way round: float32"
+    full = lambda name, w: w.float() * state[f'{name}.scale'].view(-1, *[1] * (w.ndim - 1)) if w.dtype == torch.int8 else w.float()
+    return {name: full(name, w) for name, w in state.items() if not name.endswith('.scale') or name.removesuffix('.scale') not in state}
+
 def save_weights(
     model,  # a network
     config,  # its `Config`
     path,  # of the `.safetensors` file
+    bits=16,  # of each number: 16, or 8, where each row of a matrix has a scale of its own
     **card,  # strings and numbers worth knowing about it
 ):
-    "Write weights in half precision with configuration and card in the metadata"
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    write_whole(path, lambda f: f.write(to_bytes(state, metadata=dict(config=json.dumps(asdict(config)), card=json.dumps(card)))))
+    "Write weights in half precision, or a quarter, with configuration and card in the metadata"
+    state = model.state_dict(); state = to_bytes_a_row(state) if bits == 8 else {k: v.half() for k, v in state.items()}
+    meta = dict(config=json.dumps(asdict(config)), card=json.dumps(card))
+    write_whole(path, lambda f: f.write(to_bytes({k: v.contiguous() for k, v in state.items()}, metadata=meta)))
 
 def _read_weights(path):
     try:
-        with safe_open(path, 'pt') as f: meta, state = f.metadata() or {}, {k: f.get_tensor(k).float() for k in f.keys()}
+        with safe_open(path, 'pt') as f: meta, state = f.metadata() or {}, from_bytes_a_row({k: f.get_tensor(k) for k in f.keys()})
         config, card = json.loads(meta['config']), json.loads(meta.get('card', '{}'))
         if not isinstance(card, dict): raise TypeError('card')
     except (SafetensorError, KeyError, ValueError, OSError, RuntimeError, RecursionError, TypeError) as e: raise CheckpointError(f'{path} is not a weights file of fashiondiff ({type(e).__name__})') from None

