@@ -13,7 +13,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Callable
@@ -191,7 +191,8 @@ def _parquets(place, columns):
     "Sets of parquet files in a folder or up to two below (or the file itself) that have these columns: `{(folder, name): [path, …]}`"
     place = Path(place); sets = {}
     for f in [place] if place.is_file() else sorted(f for depth in ('*', '*/*', '*/*/*') for f in place.glob(f'{depth}.parquet')):
-        try: names = _need('pyarrow.parquet').read_schema(f).names
+        pq = _need('pyarrow.parquet')
+        try: names = pq.read_schema(f).names
         except (OSError, ValueError) as e: raise DataError(f'{f} cannot be read ({e}): delete it and fetch it again') from None
         if columns <= set(names): sets.setdefault((f.parent, re.sub(r'-\d+-of-\d+.*', '', f.stem)), []).append(f)
     return sets
@@ -209,13 +210,16 @@ _photo_columns = {'id', 'image', 'articleType', 'productDisplayName'}
 
 def _side(files, column='image'):
     "The longer side, in pixels, of the first photo that can be read; 0 if none can"
-    for cell in next(_need('pyarrow.parquet').ParquetFile(files[0]).iter_batches(32, columns=[column])).to_pylist():
+    try: cells = next(_need('pyarrow.parquet').ParquetFile(files[0]).iter_batches(32, columns=[column])).to_pylist()
+    except (OSError, StopIteration): return 0
+    for cell in cells:
         try: return max(Image.open(io.BytesIO(cell[column]['bytes'])).size)
-        except Exception: pass
+        except Exception: pass                                                       # the next one, then
     return 0
 
 def _choose(sets, size):
     "Of several sets, the files of the one with the smallest photos that are large enough, else of the one with the largest"
+    if len(sets) == 1: return next(iter(sets.values()))
     side = {name: _side(files) for name, files in sets.items()}
     enough = [name for name in sets if side[name] >= size]
     return sets[min(enough, key=side.get) if enough else max(sets, key=side.get)]
@@ -224,11 +228,11 @@ def _choose(sets, size):
 hub_photos = 'ashraq/fashion-product-images-small'
 _at_once = 2**30  # bytes of parquet files that are read into memory
 
-def _table(files, column='image'):
+def _table(files, column, digest):
     "The rows of parquet files as a `datasets.Dataset`, pictures as `{bytes, path}`"
-    library, pq = _need('datasets'), _need('pyarrow.parquet')
+    library, arrow, pq = _need('datasets'), _need('pyarrow'), _need('pyarrow.parquet')
     try:
-        if sum(f.stat().st_size for f in files) < _at_once: table = library.Dataset(_need('pyarrow').concat_tables([pq.read_table(f) for f in files]))
+        if sum(f.stat().st_size for f in files) < _at_once: table = library.Dataset(arrow.concat_tables([pq.read_table(f) for f in files]), fingerprint=digest)
         else: table = library.Dataset.from_parquet([str(f) for f in files], cache_dir=str(cache_dir()/'arrow'))
         return table.cast_column(column, library.Image(decode=False))
     except Exception as e: raise DataError(f'{files[0]} cannot be read ({e}): delete it and fetch it again') from None
@@ -255,9 +259,14 @@ def _photo_files(data, size):
 def _open_row(table, column, i): return Image.open(io.BytesIO(table[i][column]['bytes']))
 
 def _album(files, column='image', ids=None):
-    "An album of the rows of parquet files"
-    table = _table(files, column); rows = table.remove_columns(column)[:]
-    return Album(rows[ids] if ids else list(range(len(table))), partial(_open_row, table, column), _digest(files), rows)
+    "An album of the rows of parquet files; the last is remembered until a file changes"
+    return _read_album(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files), column, ids)
+
+@lru_cache(1)
+def _read_album(files, column, ids):
+    files = [f for f, *_ in files]; digest = _digest(files)
+    table = _table(files, column, digest); rows = table.remove_columns(column)[:]
+    return Album(rows[ids] if ids else list(range(len(table))), partial(_open_row, table, column), digest, rows)
 
 # %% ../nbs/07_photos.ipynb #84746818
 def held_out(
