@@ -378,6 +378,7 @@ def _parquet_cifar10(files):
     album = _album(files, 'img'); images, kept = squares(album, 32)
     return images, torch.tensor(album.rows['label'])[kept]
 
+# %% ../nbs/07_photos.ipynb #50f52e3e
 def cifar10(
     split='train',  # `'train'` (50,000) or `'test'` (10,000)
     data=None,  # a folder with `cifar-10-batches-py` or parquet files; otherwise the usual places, then a download
@@ -395,7 +396,7 @@ def cifar10(
 
 datasets['cifar10'], class_lists['cifar10'] = cifar10, cifar10_classes
 
-# %% ../nbs/07_photos.ipynb #12181995
+# %% ../nbs/07_photos.ipynb #765421d1
 _face = (89 - 64, 121 - 64, 89 + 64, 121 + 64)  # left, top, right, bottom of DDIM's cut
 
 def _open_face(folder, names, i): return Image.open(folder/names[i]).crop(_face)
@@ -407,6 +408,7 @@ def _celeba_root(data):
     if named and not found: raise DataError(f'no CelebA in {named}: it has no celeba/img_align_celeba')
     return found
 
+# %% ../nbs/07_photos.ipynb #88fc5619
 def celeba_album(
     split='train',  # `'train'`, `'valid'`, `'test'` or `'all'`
     data=None,  # a folder with `celeba/`; otherwise the usual places, then a download
@@ -421,7 +423,7 @@ def celeba_album(
     key = hashlib.sha256(json.dumps([(n, (folder/n).stat().st_size if (folder/n).is_file() else 0) for n in names]).encode()).hexdigest()
     return Album(names, partial(_open_face, folder, names), key, {k: v.tolist() for k, v in zip(filter(None, d.attr_names), d.attr.T)})
 
-# %% ../nbs/07_photos.ipynb #3c335114
+# %% ../nbs/07_photos.ipynb #3ec303f3
 def celeba(
     split='train',  # `'train'`, `'valid'` or `'test'`
     data=None,  # a folder with `celeba/`; otherwise the usual places, then a download
@@ -438,7 +440,7 @@ def celeba_classes(data=None, labels=None): "`('face',)`, or the names of having
 
 datasets['celeba'], class_lists['celeba'] = celeba, celeba_classes
 
-# %% ../nbs/07_photos.ipynb #b90bbdb1
+# %% ../nbs/07_photos.ipynb #f028d2b4
 class PhotoStream:
     "A map-style dataset that decodes a photo when it is asked for: `stream[i] -> (uint8 [3, size, size], label)`"
     def __init__(self,
@@ -454,7 +456,6 @@ class PhotoStream:
         self.album, self.labels, self.size, self.fit, self.said = album.select(which), y[which], size, fit, set()
 
     def __len__(self): return len(self.album)
-
     def __getitem__(self, i):
         if not -len(self) <= i < len(self): raise IndexError(i)
         for j in (k % len(self) for k in range(i, i + len(self))):
