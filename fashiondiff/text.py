@@ -4,20 +4,25 @@
 
 # %% auto #0
 __all__ = ['encoders', 'noun', 'colour', 'captions', 'white_border', 'TextError', 'TextEncoder', 'encode', 'get_encoder',
-           'CaptionTable', 'encode_once', 'CaptionBatches']
+           'CaptionTable', 'encode_once', 'CaptionBatches', 'captioned', 'Judge', 'train_judge', 'save_judge',
+           'load_judge', 'adherence']
 
-# %% ../nbs/08_text.ipynb #2ee616b4
-import hashlib, json, re, warnings
+# %% ../nbs/08_text.ipynb #2282f809
+import hashlib, json, warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-import torch
+import torch, torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save
-from .data import Batches, cache_dir, rng
+from torch import nn
+from .data import Batches, assets, cache_dir, rng, to_float
+from .evaluation import Residual, _conv, features
+from .photos import class_ids, frequent, photos
 from .training import write_whole
 from .unet import TextCond
 
-# %% ../nbs/08_text.ipynb #881e41f6
+# %% ../nbs/08_text.ipynb #b6ad3e73
 _pairs = set('shoes trousers jeans shorts sunglasses briefs boxers leggings tights socks heels flats sandals flops earrings pants capris cufflinks gloves stockings jeggings booties suspenders laces chains'.split())
 _special = dict(tshirts='t-shirt', scarves='scarf', watches='watch', clutches='clutch', dresses='dress', jackets='jacket', ties='tie', booties='booties')
 
@@ -36,7 +41,7 @@ def colour(
     "What one calls a colour; nothing if it is not known"
     return {'multi': 'multicoloured', 'off white': 'off-white', 'na': '', 'none': ''}.get(str(name).lower(), str(name).lower())
 
-# %% ../nbs/08_text.ipynb #8a79773d
+# %% ../nbs/08_text.ipynb #31027615
 _owners = dict(men="men's", women="women's", boys="boys'", girls="girls'")
 
 def _a(text, plural): return text if plural else f'an {text}' if text[:1] in 'aeiou' else f'a {text}'
@@ -60,7 +65,7 @@ def white_border(
     edge = torch.cat([images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]], -1)
     return (edge.median(-1).values >= least).all(1)
 
-# %% ../nbs/08_text.ipynb #4266dbf9
+# %% ../nbs/08_text.ipynb #3cb40fc7
 class TextError(ValueError):
     "Something about an encoder or its captions that a person can mend"
 
@@ -86,7 +91,7 @@ class TextEncoder:
 
     def to(self, device): self.model.to(device); return self
 
-# %% ../nbs/08_text.ipynb #70e4d837
+# %% ../nbs/08_text.ipynb #5957e1c5
 def _tokens(encoder, captions):
     "Ids and mask `[B, L]`; warns of captions that are cut off"
     whole = encoder.tokenizer(captions, verbose=False).input_ids
@@ -109,7 +114,7 @@ def encode(
 
 TextEncoder.__call__ = encode
 
-# %% ../nbs/08_text.ipynb #c1cc2080
+# %% ../nbs/08_text.ipynb #3c9717ac
 encoders = dict(minilm='sentence-transformers/all-MiniLM-L6-v2', clip='openai/clip-vit-base-patch32')  # text models by name: where the hub has them
 
 def _address(name):
@@ -132,7 +137,7 @@ def get_encoder(
         return TextEncoder(model, library.AutoTokenizer.from_pretrained(where), length).to(device)
     except Exception as e: raise TextError(f'the text encoder {name!r} is not to be had ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}): it is {", ".join(encoders)}, an address on the hub, or a folder') from None
 
-# %% ../nbs/08_text.ipynb #b54fc03d
+# %% ../nbs/08_text.ipynb #08928e6c
 class CaptionTable:
     "Encoded captions without what they were filled up with; indexing gives a `TextCond`"
     def __init__(self,
@@ -152,7 +157,7 @@ class CaptionTable:
 
     def to(self, device): return CaptionTable(self.words.to(device), self.count.to(device), self.length)
 
-# %% ../nbs/08_text.ipynb #f9f7cadb
+# %% ../nbs/08_text.ipynb #48978491
 def encode_once(
     encoder,  # a `TextEncoder`
     captions,  # different strings
@@ -171,7 +176,7 @@ def _encode_all(encoder, captions, path, chunk=2048):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda f: f.write(save(dict(words=torch.cat(words), count=torch.cat(count)))))
 
-# %% ../nbs/08_text.ipynb #2835cdee
+# %% ../nbs/08_text.ipynb #cb746a62
 class CaptionBatches(Batches):
     "As `Batches`, with captions in place of labels: each image with one of its own, drawn anew every time"
     def __init__(self,
@@ -193,3 +198,81 @@ class CaptionBatches(Batches):
         x0, rows = super().at(step)
         pick = torch.randint(rows.shape[1], (len(rows), 1), generator=rng(self.seed, step, salt=6, device=rows.device), device=rows.device)
         return x0, self.table[rows.gather(1, pick)[:, 0]]
+
+# %% ../nbs/08_text.ipynb #87ebda53
+def captioned(
+    name='fashion_photos',  # a data set whose rows say what they show
+    split='train',  # `'train'` or `'test'`
+    data=None,  # a folder that holds it
+    size=64,  # pixels a side
+):
+    "Images uint8 `[N, 3, size, size]` and seven captions for each. Raises `TextError` for a data set without."
+    if name != 'fashion_photos': raise TextError(f'{name!r} has no captions: fashion_photos has')
+    p = photos(split, data, size); white = white_border(p.images)
+    return p.images, [captions({k: v[i] for k, v in p.rows.items()}, bool(white[i])) for i in range(len(p))]
+
+# %% ../nbs/08_text.ipynb #e5a2d78b
+class Judge(nn.Module):
+    "Photos `[B, 3, 64, 64]` in [-1, 1] to features `[B, 128]`; `answers` says article and colour"
+    def __init__(self,
+        articles, colours,  # names of the classes
+        widths=(32, 64, 128),  # channels at 32, 16 and 8 pixels
+    ):
+        super().__init__()
+        a, b, c = widths; self.articles, self.colours = tuple(articles), tuple(colours)
+        self.body = nn.Sequential(_conv(3, a, 2), _conv(a, b, 2), Residual(b), _conv(b, c, 2), Residual(c))
+        self.article, self.colour = nn.Linear(c, len(articles)), nn.Linear(c, len(colours))
+
+    def forward(self, x): return self.body(x).mean((2, 3))
+    def answers(self, x): "Logits of article and colour"; f = self(x); return self.article(f), self.colour(f)
+
+# %% ../nbs/08_text.ipynb #428f26cc
+def _schooled(judge, batches, epochs, lr):
+    "Train a judge in bfloat16 on the CPU; labels of -1 do not count"
+    opt = torch.optim.AdamW(judge.parameters(), lr, weight_decay=.1); total = epochs * len(batches)
+    plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total, pct_start=.2)
+    for step in range(total):
+        x, (a, c) = (lambda x, y: (x, y.unbind(1)))(*batches.at(step))
+        if step % 2: x = x.flip(-1)
+        with torch.enable_grad(), torch.autocast('cpu', torch.bfloat16):
+            said = judge.answers(x.contiguous(memory_format=torch.channels_last))
+            loss = sum(F.cross_entropy(s.float(), y, ignore_index=-1, label_smoothing=.05) for s, y in zip(said, (a, c)))
+        opt.zero_grad(); loss.backward(); opt.step(); plan.step()
+    return judge.eval().requires_grad_(False)
+
+def train_judge(
+    p,  # `Photos`
+    epochs=6,
+    at_least=200,  # photos of an article or a colour that it learns to tell
+    seed=0,
+    lr=4e-3,  # highest learning rate
+) -> Judge:
+    "A judge of articles and colours, trained on real photos"
+    torch.manual_seed(seed); kinds = [p.rows[k] for k in ('articleType', 'baseColour')]
+    names = [frequent(k, at_least) for k in kinds]
+    labels = torch.stack([class_ids(k, n) for k, n in zip(kinds, names)], 1)
+    return _schooled(Judge(*names).to(memory_format=torch.channels_last), Batches(p.images, labels, 256, seed), epochs, lr)
+
+# %% ../nbs/08_text.ipynb #ad51d9e5
+def save_judge(judge, path):
+    "In half precision, with the names in the metadata"
+    state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
+    write_whole(path, lambda f: f.write(save(state, dict(names=json.dumps([judge.articles, judge.colours])))))
+
+def load_judge(path=assets/'judge.safetensors') -> Judge:
+    "The judge that comes with the package"
+    with safe_open(path, 'pt') as f: names, state = json.loads(f.metadata()['names']), {k: f.get_tensor(k) for k in f.keys()}
+    judge = Judge(*names); judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return judge.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+def adherence(
+    judge,  # a `Judge`
+    images,  # in [-1, 1], or bytes, `[N, 3, 64, 64]`
+    articles, colours,  # class ids that were asked for, int64 `[N]`; -1 where it is no class
+) -> dict:
+    "Shares of images recognised as their article, as their colour, and as both (of those where there is a class)"
+    x = to_float(images) if images.dtype == torch.uint8 else images
+    said = [torch.cat(s).argmax(1) for s in zip(*(judge.answers(b) for b in x.split(250)))]
+    known = articles >= 0, colours >= 0; right = said[0] == articles, said[1] == colours
+    share = lambda hit, of: (hit & of).sum().item() / max(1, of.sum().item())
+    return dict(article=share(right[0], known[0]), colour=share(right[1], known[1]), both=share(right[0] & right[1], known[0] & known[1]))
