@@ -188,7 +188,7 @@ def fashion_mnist(
 
 # %% ../nbs/00_data.ipynb #8f6b1546
 datasets = dict(fashion_mnist=fashion_mnist, sample=sample_data)  # data sets by name: `(split=, data=) -> images uint8, labels`, where they have them with `size=` and `labels=`
-class_lists = dict(fashion_mnist=classes, sample=classes)  # the names of their classes: a tuple, or `(data=) -> tuple`, where they have it with `labels=`
+class_lists = dict(fashion_mnist=classes, sample=classes)  # the names of their classes: a tuple, or `(data=, size=) -> tuple`, where they have it with `labels=`
 
 def _named(name):
     "A data set's own name, and `dict(labels=…)` of what follows a colon; one not yet registered is looked for among the photos"
@@ -211,10 +211,11 @@ def load_data(
 def dataset_classes(
     name='fashion_mnist',  # as in `load_data`
     data=None,  # a folder to find the files in
+    size=None,  # as in `load_data`: which classes are frequent depends on the files, and these on the size
 ):
     "The names of a data set's classes in the order of their ids. Raises `DataError` as `load_data` does."
     key, labels = _named(name); names = class_lists.get(key, ())
-    return names(data=data, **labels) if callable(names) else names
+    return names(data=data, **({} if size is None else dict(size=size)), **labels) if callable(names) else names
 
 # %% ../nbs/00_data.ipynb #31af0c1e
 def stream_seed(

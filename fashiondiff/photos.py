@@ -30,6 +30,8 @@ def _need(name):
     try: return import_module(name)
     except ImportError: raise DataError(f"{name.split('.')[0]} is missing: pip install 'fashiondiff[photos]'") from None
 
+def _why(e): "The first line of what an exception says, or its name"; return next(iter(str(e).strip().splitlines()), type(e).__name__)
+
 # %% ../nbs/07_photos.ipynb #ded7e176
 _outlines = {
     ('Apparel', 'Topwear', 'Tshirts'): ((.30, .22), (.42, .26), (.58, .26), (.70, .22), (.92, .40), (.82, .50), (.72, .43), (.72, .80), (.28, .80), (.28, .43), (.18, .50), (.08, .40)),
@@ -193,7 +195,7 @@ def _parquets(place, columns):
     for f in [place] if place.is_file() else sorted(f for depth in ('*', '*/*', '*/*/*') for f in place.glob(f'{depth}.parquet')):
         pq = _need('pyarrow.parquet')
         try: names = pq.read_schema(f).names
-        except (OSError, ValueError) as e: raise DataError(f'{f} cannot be read ({e}): delete it and fetch it again') from None
+        except (OSError, ValueError) as e: raise DataError(f'{f} cannot be read ({_why(e)}): delete it and fetch it again') from None
         if columns <= set(names): sets.setdefault((f.parent, re.sub(r'-\d+-of-\d+.*', '', f.stem)), []).append(f)
     return sets
 
@@ -235,7 +237,7 @@ def _table(files, column, digest):
         if sum(f.stat().st_size for f in files) < _at_once: table = library.Dataset(arrow.concat_tables([pq.read_table(f) for f in files]), fingerprint=digest)
         else: table = library.Dataset.from_parquet([str(f) for f in files], cache_dir=str(cache_dir()/'arrow'))
         return table.cast_column(column, library.Image(decode=False))
-    except Exception as e: raise DataError(f'{files[0]} cannot be read ({e}): delete it and fetch it again') from None
+    except Exception as e: raise DataError(f'{files[0]} cannot be read ({_why(e)}): delete it and fetch it again') from None
 
 def _fetch():
     "Let `datasets` fetch the hub's photos into the cache, as one parquet file"
@@ -244,7 +246,7 @@ def _fetch():
         path.parent.mkdir(parents=True, exist_ok=True)
         library.load_dataset(hub_photos, split='train').to_parquet(str(tmp)); tmp.replace(path)
     except Exception as e:
-        raise DataError(f'no photos in {", ".join(map(str, _places()))}, and fetching {hub_photos} failed ({str(e).splitlines()[0] if str(e) else type(e).__name__}). Put its parquet files into ./data') from None
+        raise DataError(f'no photos in {", ".join(map(str, _places()))}, and fetching {hub_photos} failed ({_why(e)}). Put its parquet files into ./data') from None
     finally: tmp.unlink(missing_ok=True)
     return [path]
 
@@ -371,7 +373,7 @@ def _torchvision_cifar10(root, split, download=False):
     from torchvision.datasets import CIFAR10
     try: d = CIFAR10(root, split == 'train', download=download)
     except Exception as e:
-        raise DataError(f'CIFAR-10 is nowhere on this machine, and downloading it failed ({e})' if download else f'{Path(root)/CIFAR10.base_folder} is not complete, or damaged: delete it and fetch it again') from None
+        raise DataError(f'CIFAR-10 is nowhere on this machine, and downloading it failed ({_why(e)})' if download else f'{Path(root)/CIFAR10.base_folder} is not complete, or damaged: delete it and fetch it again') from None
     return torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets)
 
 def _parquet_cifar10(files):
@@ -418,7 +420,7 @@ def celeba_album(
     if split not in ('train', 'valid', 'test', 'all'): raise DataError(f'unknown split {split!r}: it is train, valid, test or all')
     root = _celeba_root(data)
     try: d = CelebA(root or cache_dir(), split, download=root is None)
-    except Exception as e: raise DataError(f'{root}/celeba is not complete, or damaged: delete it and fetch it again ({e})' if root else f'CelebA is nowhere on this machine, and downloading it failed ({e})') from None
+    except Exception as e: raise DataError(f'{root}/celeba is not complete, or damaged: delete it and fetch it again ({_why(e)})' if root else f'CelebA is nowhere on this machine, and downloading it failed ({_why(e)})') from None
     folder, names = Path(d.root)/d.base_folder/'img_align_celeba', list(d.filename)
     key = hashlib.sha256(json.dumps([(n, (folder/n).stat().st_size if (folder/n).is_file() else 0) for n in names]).encode()).hexdigest()
     return Album(names, partial(_open_face, folder, names), key, {k: v.tolist() for k, v in zip(filter(None, d.attr_names), d.attr.T)})
@@ -436,7 +438,7 @@ def celeba(
     if not labels: return images, torch.zeros(len(images), dtype=torch.long)
     return images, torch.tensor(album.rows[_known(labels, list(album.rows), 'attribute')])[kept]
 
-def celeba_classes(data=None, labels=None): "`('face',)`, or the names of having an attribute not and having it"; return (f'not_{typed(labels)}', typed(labels)) if labels else ('face',)
+def celeba_classes(data=None, labels=None, size=None): "`('face',)`, or the names of having an attribute not and having it"; return (f'not_{typed(labels)}', typed(labels)) if labels else ('face',)
 
 datasets['celeba'], class_lists['celeba'] = celeba, celeba_classes
 

@@ -127,6 +127,13 @@ def test_labels_mean_the_same_in_both_splits(drawn):
     assert "hats_caps" not in photos.photo_classes(drawn, at_least=3) and "hats_caps" in photos.photo_classes(drawn, at_least=2)
     kept, y = fashion_photos("train", drawn, 32, at_least=3); assert len(kept) == len(y) == 52
 
+def test_class_names_are_those_of_the_set_that_a_size_chooses(tmp_path):
+    draw_photos(tmp_path / "two/small.parquet", 30, (30, 40)); rewrite(draw_photos(tmp_path / "two/large.parquet", 30, (75, 100)), lambda rows: [r.update(articleType=f"Large {r['articleType']}") for r in rows])
+    for size, large in ((32, False), (96, True)):
+        names = dataset_classes("fashion_photos", tmp_path / "two", size); y = load_data("fashion_photos", "train", tmp_path / "two", size)[1]
+        assert len(names) == 6 == y.max() + 1 and all(n.startswith("large_") == large for n in names)
+    assert dataset_classes("celeba:Smiling", size=64) == ("not_smiling", "smiling") and len(dataset_classes("cifar10", size=32)) == 10
+
 # the cache
 
 def test_a_second_load_decodes_nothing_and_gives_the_same(drawn, monkeypatch):
