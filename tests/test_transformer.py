@@ -7,7 +7,7 @@ from fashiondiff.guidance import guide
 from fashiondiff.optimizer import Muon
 from fashiondiff.sampling import ddim, sample
 from fashiondiff.training import ConfigError, Trainer, build, draw, load_model, make_accelerator, make_config, resume, save_checkpoint, save_weights, step_density
-from fashiondiff.transformer import Modulation, MultiHead, SwiGLU, Transformer, TransformerBlock, modulate, patchify, rotate, turns, unpatchify, waves
+from fashiondiff.transformer import Modulation, MultiHead, SwiGLU, Transformer, TransformerBlock, modulate, patchify, rotate, turns, unpatchify
 from fashiondiff.unet import TextCond
 
 small = dict(base_channels=32, depth=2, heads=2, patch_size=4, batch_size=20, lr_warmup=0, mixed_precision="no")
@@ -103,9 +103,16 @@ def test_any_size_that_the_patch_divides(positions):
     with pytest.raises(ValueError, match="16×15 pixels"): net(torch.randn(1, 3, 16, 15), t, y)
 
 def test_a_table_made_while_sampling_serves_training():
-    net = build(config()); waves.cache_clear(); turns.cache_clear()
-    with torch.inference_mode(): net(*inputs())
-    net(*inputs()).square().mean().backward()
+    for positions in ("rope", "sincos"):
+        net = build(config(positions=positions)); x = torch.randn(3, 1, 52, 76), *inputs()[1:]                                # a size that no other test has
+        with torch.inference_mode(): net(*x)
+        net(*x).square().mean().backward()
+
+def test_compiled_it_is_one_graph_without_a_warning():
+    import warnings
+    net = awake(build(config(text_dim=24)))
+    with warnings.catch_warnings(): warnings.simplefilter("error"); torch._dynamo.reset(); how = torch._dynamo.explain(net)(*inputs()[:2], captions())
+    assert (how.graph_count, how.graph_break_count) == (1, 0), how.break_reasons
 
 def plain(heads, channels=24, source=None):
     "attention without what PyTorch's module does not have"
