@@ -97,7 +97,7 @@ def rotate(
     x,  # queries or keys `[B, heads, N, d]`
     turns,  # of N patches in d features
 ):
-    "Rotary position embedding in two directions: feature i and feature i + d/2 are the coordinates that turn (Su et al. 2021, section 3.4; Heo et al. 2024, section 3.1)"
+    "Rotary position embedding in two directions: feature i and feature i + d/2 are the coordinates that turn (Su et al. 2021, section 3.2; Heo et al. 2024)"
     cos, sin = turns
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
