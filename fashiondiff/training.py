@@ -107,7 +107,7 @@ class Config:
     attention_resolutions: tuple = () # clothes are large and centred: convolutions and group norm see enough
     heads: int = 4                    # of each attention, if there is any
     depth: int = 4                    # blocks of a transformer; a U-Net counts by levels
-    positions: str = 'rope'           # how a transformer's patches know where they are: as good as any that was measured (07_transformer)
+    positions: str = 'rope'           # how a transformer's patches know where they are: bears other sizes than it was trained on (07_transformer)
     text_dim: int = 0                 # features of a word, if conditions are captions
     text_encoder: str = ''            # and who makes them: a key of `text.encoders`
     dropout: float = 0.1              # 60,000 pictures and 50 epochs can be learned by heart; this delays it
