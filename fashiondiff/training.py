@@ -173,7 +173,7 @@ class FastTuned(Config):
 class HQTuned(FastTuned):
     "Preset `hq_tuned`: wider, with attention, for six times as long"
     preset: str = 'hq_tuned'
-    base_channels: int = 96                  # 6.7 M parameters: 13.5 MB in half precision
+    base_channels: int = 96                  # 6.8 M parameters: 13.5 MB in half precision
     attention_resolutions: tuple = (7,)      # as in `hq`
     epochs: int = 300
 

@@ -34,7 +34,8 @@ def readme():
         if "#| hide" in cell.source: continue
         if code and "#| echo: false" not in cell.source: parts.append(f"```python\n{code}\n```")
         parts += shown; pictures |= pics
-    text = re.sub(r"\]\((\w+\.(?:ipynb|qmd))", r"](nbs/\1", "\n\n".join(parts))            # seen from the root of the repository
+    text = re.sub(r"\]\((\w+\.(?:ipynb|qmd)|media/)", r"](nbs/\1", "\n\n".join(parts))     # seen from the root of the repository
+    text = re.sub(r"(!\[[^]]*\]\([^)]*\))\{#[^}]*\}", r"\1", text)                            # only Quarto knows attributes of pictures
     return NOTE + "\n" + text + "\n", pictures
 
 if __name__ == "__main__":

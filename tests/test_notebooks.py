@@ -19,6 +19,7 @@ def test_stored_outputs_are_clean(path):
         if re.search(r"^#\|\s*slow", cell.source, re.M) and "eval: false" not in cell.source: assert cell.outputs, "a slow cell without its stored output"
         for out in cell.get("outputs", []):
             assert out.output_type != "error", f"a stored error: {out.get('ename')}"
+            assert "application/vnd.jupyter.widget-view+json" not in out.get("data", {}), "a widget without its kernel shows nothing"
             assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps(out.get("text", "")) + json.dumps(out.get("data", {}).get("text/plain", ""))), "a path of somebody's machine"
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
