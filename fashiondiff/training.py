@@ -265,7 +265,7 @@ class XL(Photos64):
     text_length: int = 77                    # the longest caption that it was trained with
     dropout: float = 0.1                     # 37,845 photos are few for so many parameters; with millions, 0
     schedule_shift: float = -4.159           # 2·log(32/256)
-    accumulate: int = 8                      # 32 photos at a time, which one GPU holds; with eight GPUs, 1
+    accumulate: int = 4                      # 64 photos at a time, which a GPU of 80 GB holds; with eight GPUs, 1
     lr: float = 1e-3                         # wide networks want smaller steps
     lr_warmup: int = 2000
     epochs: int = 500
@@ -393,6 +393,7 @@ class Trainer:
     ):
         self.config, self.batches = config, batches
         self.accelerator = a = accelerator or make_accelerator(mixed_precision=config.mixed_precision)
+        if a.distributed_type == 'FSDP': raise ConfigError('FSDP shards the weights, and their average would have to be sharded with them: train with DDP, which torchrun starts')
         if config.batch_size % (a.num_processes * config.accumulate): raise ConfigError(f'batch_size {config.batch_size} cannot be shared out among {a.num_processes} processes' + f' in {config.accumulate} parts each' * (config.accumulate > 1))
         self.device, self.step, self.schedule, self.best = a.device, 0, schedule_of(config), math.inf
         self.whole = True                                                                    # False in the middle of an update
