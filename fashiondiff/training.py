@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['presets', 'loss_weights', 'losses', 'step_density', 'draw', 'ema_decay', 'Config', 'HQ', 'FastTuned', 'HQTuned',
-           'Tiny', 'Photos64', 'Cifar10', 'CelebA64', 'Photos128', 'XL', 'ConfigError', 'make_config', 'build',
+           'Tiny', 'DiT', 'Photos64', 'Cifar10', 'CelebA64', 'Photos128', 'XL', 'ConfigError', 'make_config', 'build',
            'schedule_of', 'lr_factor', 'pick_device', 'pick_dtype', 'make_accelerator', 'recompute', 'Trainer',
            'Replayed', 'Log', 'CheckpointError', 'RunError', 'write_whole', 'read_checkpoint', 'config_from',
            'stored_config', 'save_checkpoint', 'differences', 'resume', 'to_bytes_a_row', 'from_bytes_a_row',
@@ -110,6 +110,8 @@ class Config:
     num_res_blocks: int = 1           # each further block costs half as much again
     attention_resolutions: tuple = () # clothes are large and centred: convolutions and group norm see enough
     heads: int = 4                    # of each attention, if there is any
+    depth: int = 4                    # blocks of a transformer; a U-Net counts by levels
+    positions: str = 'rope'           # how a transformer's patches know where they are: bears other sizes than it was trained on (07_transformer)
     text_dim: int = 0                 # features of a word, if conditions are captions
     text_encoder: str = ''            # and who makes them: a key of `text.encoders`
     text_length: int = 32             # longest caption, in tokens
@@ -186,6 +188,14 @@ class Tiny(FastTuned):
     batch_size: int = 128                    # many small steps beat few large ones in a short run
 
 @dataclass
+class DiT(FastTuned):
+    "Preset `dit`: a diffusion transformer in place of the U-Net, with as much work an image as `fast_tuned`"
+    preset: str = 'dit'
+    network: str = 'transformer'
+    base_channels: int = 128                 # with patches of 2×2, 196 tokens …
+    depth: int = 4                           # … and four blocks: as many multiply-adds as `fast_tuned`
+
+@dataclass
 class Photos64(FastTuned):
     "Preset `photos64`: product photos of 64 pixels, asked for in words"
     preset: str = 'photos64'
@@ -203,7 +213,7 @@ class Photos64(FastTuned):
     ema_decay: float = 0.999                 # a short run, so a shorter memory
     guidance_scale: float = 3.               # captions are followed better when they are exaggerated
 
-presets = dict(tiny=Tiny, fast=Config, fast_tuned=FastTuned, hq=HQ, hq_tuned=HQTuned, photos64=Photos64)  # presets by name
+presets = dict(tiny=Tiny, fast=Config, fast_tuned=FastTuned, dit=DiT, hq=HQ, hq_tuned=HQTuned, photos64=Photos64)  # presets by name
 
 # %% ../nbs/02_training.ipynb #5ca1e011
 @dataclass
@@ -219,7 +229,7 @@ class Cifar10(FastTuned):
     num_res_blocks: int = 2                  # as in DDPM
     attention_resolutions: tuple = (16,)     # as in DDPM
     dropout: float = 0.1                     # few photos and many epochs: without it they are learned by heart (DDPM, appendix B)
-    epochs: int = 500                        # a quarter of what DDPM's 800,000 steps are: the recipe is quicker
+    epochs: int = 500                        # a quarter of the photos that DDPM sees in its 800,000 steps: the recipe is quicker
     batch_size: int = 256                    # twice DDPM's, since Muon likes large batches
     ema_decay: float = 0.9999                # as in DDPM, for runs of a hundred thousand steps
 
@@ -255,7 +265,7 @@ class XL(Photos64):
     "Preset `xl`: photos of 256 pixels from captions, for several GPUs and a hundred times the photos"
     preset: str = 'xl'
     image_size: int = 256
-    channel_mults: tuple = (1, 1, 2, 3, 4)   # 128, 64, 32, 16, 8 positions a side, widths as in ADM at 128 (Dhariwal & Nichol 2021, table 4)
+    channel_mults: tuple = (1, 1, 2, 3, 4)   # 128, 64, 32, 16, 8 positions a side, widths as in ADM at 128 (Dhariwal & Nichol 2021, appendix I)
     base_channels: int = 256                 # as in ADM: 512 features where attention begins
     num_res_blocks: int = 2                  # as in ADM
     attention_resolutions: tuple = (32, 16, 8)   # as in ADM; at 64 it would cost sixteen times what it does at 32
@@ -285,10 +295,10 @@ def _fit_type(name, value, default):
     raise ConfigError(f'{name} = {value!r}: it should be of type {kind.__name__}')
 
 # %% ../nbs/02_training.ipynb #2a18d77e
-_choices = dict(beta_schedule=schedules, prediction=kinds, optimizer=optimizers, weighting=('uniform', 'min_snr'), timestep_sampling=('uniform', 'logit_normal'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
-_at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, heads=1, text_dim=0, text_length=1, patch_size=1, timesteps=2, batch_size=1,
+_choices = dict(positions=('rope', 'sincos', 'none'), beta_schedule=schedules, prediction=kinds, optimizer=optimizers, weighting=('uniform', 'min_snr'), timestep_sampling=('uniform', 'logit_normal'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
+_at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, heads=1, depth=1, text_dim=0, text_length=1, patch_size=1, timesteps=2, batch_size=1,
     epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
-_at_most = dict(dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, heads=1024, text_dim=65536, text_length=4096, timesteps=100_000)   # a file may ask for anything
+_at_most = dict(dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, heads=1024, depth=128, text_dim=65536, text_length=4096, timesteps=100_000)   # a file may ask for anything
 
 def _check(c):
     "Raises `ConfigError` naming the first value of a configuration that is impossible"
