@@ -79,6 +79,10 @@ def test_sharded_weights_are_refused_by_name():
     class Pretended: num_processes, distributed_type = 8, "FSDP"
     with pytest.raises(ConfigError, match="FSDP"): Trainer(quick, None, Pretended())
 
+def test_parts_and_processes_share_out_one_batch():
+    class Pretended: num_processes, distributed_type = 2, "MULTI_CPU"
+    with pytest.raises(ConfigError, match="cannot be shared out among 2 processes in 8 parts each"): Trainer(replace(quick, accumulate=8), None, Pretended())
+
 def test_flags_and_their_help(capsys):
     args = commands.train_parser().parse_args("--accumulate 4 --checkpoint_activations".split())
     assert args.checkpoint_activations and commands.config_of(args).accumulate == 4 and not commands.train_parser().parse_args([]).checkpoint_activations
