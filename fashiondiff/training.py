@@ -275,7 +275,7 @@ class XL(Photos64):
     text_length: int = 77                    # the longest caption that it was trained with
     dropout: float = 0.1                     # 37,845 photos are few for so many parameters; with millions, 0
     schedule_shift: float = -4.159           # 2·log(32/256)
-    accumulate: int = 4                      # 64 photos at a time, which a GPU of 80 GB holds; with eight GPUs, 1
+    accumulate: int = 8                      # 32 photos at a time, which a GPU of 80 GB holds; with eight GPUs, 1
     lr: float = 1e-3                         # wide networks want smaller steps
     lr_warmup: int = 2000
     epochs: int = 500
