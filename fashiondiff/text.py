@@ -7,7 +7,7 @@ __all__ = ['encoders', 'noun', 'colour', 'captions', 'white_border', 'TextError'
            'CaptionTable', 'encode_once', 'CaptionBatches', 'captioned', 'Judge', 'train_judge', 'save_judge',
            'load_judge', 'adherence']
 
-# %% ../nbs/08_text.ipynb #76e8e9c3
+# %% ../nbs/08_text.ipynb #85e3af7e
 import hashlib, json, warnings
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from .photos import class_ids, frequent, photos
 from .training import write_whole
 from .unet import TextCond
 
-# %% ../nbs/08_text.ipynb #8db062a0
+# %% ../nbs/08_text.ipynb #ed403e99
 _pairs = set('shoes trousers jeans shorts sunglasses briefs boxers leggings tights socks heels flats sandals flops earrings pants capris cufflinks gloves stockings jeggings booties suspenders laces chains'.split())
 _special = dict(tshirts='t-shirt', scarves='scarf', watches='watch', clutches='clutch', dresses='dress', jackets='jacket', ties='tie', booties='booties')
 
@@ -41,7 +41,7 @@ def colour(
     "What one calls a colour; nothing if it is not known"
     return {'multi': 'multicoloured', 'off white': 'off-white', 'na': '', 'none': ''}.get(str(name).lower(), str(name).lower())
 
-# %% ../nbs/08_text.ipynb #77d5aa14
+# %% ../nbs/08_text.ipynb #78d9999c
 _owners = dict(men="men's", women="women's", boys="boys'", girls="girls'")
 
 def _a(text, plural): return text if plural else f'an {text}' if text[:1] in 'aeiou' else f'a {text}'
@@ -65,7 +65,7 @@ def white_border(
     edge = torch.cat([images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]], -1)
     return (edge.median(-1).values >= least).all(1)
 
-# %% ../nbs/08_text.ipynb #db146606
+# %% ../nbs/08_text.ipynb #35251b61
 class TextError(ValueError):
     "Something about an encoder or its captions that a person can mend"
 
@@ -91,7 +91,7 @@ class TextEncoder:
 
     def to(self, device): self.model.to(device); return self
 
-# %% ../nbs/08_text.ipynb #652b6793
+# %% ../nbs/08_text.ipynb #5a368dfe
 def _tokens(encoder, captions):
     "Ids and mask `[B, L]`; warns of captions that are cut off"
     whole = encoder.tokenizer(captions, verbose=False).input_ids
@@ -114,7 +114,7 @@ def encode(
 
 TextEncoder.__call__ = encode
 
-# %% ../nbs/08_text.ipynb #bc130cf8
+# %% ../nbs/08_text.ipynb #aef54338
 encoders = dict(minilm='sentence-transformers/all-MiniLM-L6-v2', clip='openai/clip-vit-base-patch32')  # text models by name: where the hub has them
 
 def _address(name):
@@ -139,7 +139,7 @@ def get_encoder(
     except Exception as e: raise TextError(f'the text encoder {name!r} is not to be had ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}): it is {", ".join(encoders)}, an address on the hub, or a folder') from None
     finally: bars.enable_progress_bar() if shown else None
 
-# %% ../nbs/08_text.ipynb #65e89517
+# %% ../nbs/08_text.ipynb #209261b4
 class CaptionTable:
     "Encoded captions without what they were filled up with; indexing gives a `TextCond`"
     def __init__(self,
@@ -159,7 +159,7 @@ class CaptionTable:
 
     def to(self, device): return CaptionTable(self.words.to(device), self.count.to(device), self.length)
 
-# %% ../nbs/08_text.ipynb #cbed97a3
+# %% ../nbs/08_text.ipynb #42491814
 def encode_once(
     encoder,  # a `TextEncoder`
     captions,  # different strings
@@ -178,7 +178,7 @@ def _encode_all(encoder, captions, path, chunk=2048):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda f: f.write(save(dict(words=torch.cat(words), count=torch.cat(count)))))
 
-# %% ../nbs/08_text.ipynb #e7fd12bb
+# %% ../nbs/08_text.ipynb #b8f15577
 class CaptionBatches(Batches):
     "As `Batches`, with captions in place of labels: each image with one of its own, drawn anew every time"
     def __init__(self,
@@ -201,7 +201,7 @@ class CaptionBatches(Batches):
         pick = torch.randint(rows.shape[1], (len(rows), 1), generator=rng(self.seed, step, salt=6, device=rows.device), device=rows.device)
         return x0, self.table[rows.gather(1, pick)[:, 0]]
 
-# %% ../nbs/08_text.ipynb #a3d38fbf
+# %% ../nbs/08_text.ipynb #14aeb96f
 def captioned(
     name='fashion_photos',  # a data set whose rows say what they show
     split='train',  # `'train'` or `'test'`
@@ -213,7 +213,7 @@ def captioned(
     p = photos(split, data, size); white = white_border(p.images)
     return p.images, [captions({k: v[i] for k, v in p.rows.items()}, bool(white[i])) for i in range(len(p))]
 
-# %% ../nbs/08_text.ipynb #d4c4c55c
+# %% ../nbs/08_text.ipynb #4efa21ef
 class Judge(nn.Module):
     "Photos `[B, 3, 64, 64]` in [-1, 1] to features `[B, 128]`; `answers` says article and colour"
     def __init__(self,
@@ -228,7 +228,7 @@ class Judge(nn.Module):
     def forward(self, x): return self.body(x).mean((2, 3))
     def answers(self, x): "Logits of article and colour"; f = self(x); return self.article(f), self.colour(f)
 
-# %% ../nbs/08_text.ipynb #986634f2
+# %% ../nbs/08_text.ipynb #a92836b0
 def _schooled(judge, batches, epochs, lr):
     "Train a judge in bfloat16 on the CPU; labels of -1 do not count"
     opt = torch.optim.AdamW(judge.parameters(), lr, weight_decay=.1); total = epochs * len(batches)
@@ -253,9 +253,9 @@ def train_judge(
     torch.manual_seed(seed); kinds = [p.rows[k] for k in ('articleType', 'baseColour')]
     names = [frequent(k, at_least) for k in kinds]
     labels = torch.stack([class_ids(k, n) for k, n in zip(kinds, names)], 1)
-    return _schooled(Judge(*names).to(memory_format=torch.channels_last), Batches(p.images, labels, 256, seed), epochs, lr)
+    return _schooled(Judge(*names).to(memory_format=torch.channels_last), Batches(p.images, labels, min(256, len(p)), seed), epochs, lr)
 
-# %% ../nbs/08_text.ipynb #6c061fbb
+# %% ../nbs/08_text.ipynb #d7203a1f
 def save_judge(judge, path):
     "In half precision, with the names in the metadata"
     state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
