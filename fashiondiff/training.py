@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['presets', 'loss_weights', 'losses', 'step_density', 'draw', 'ema_decay', 'Config', 'HQ', 'FastTuned', 'HQTuned',
-           'Tiny', 'DiT', 'Photos64', 'ConfigError', 'make_config', 'build', 'schedule_of', 'lr_factor', 'pick_device',
-           'pick_dtype', 'make_accelerator', 'Trainer', 'Replayed', 'Log', 'CheckpointError', 'RunError', 'write_whole',
-           'read_checkpoint', 'config_from', 'stored_config', 'save_checkpoint', 'differences', 'resume',
-           'to_bytes_a_row', 'from_bytes_a_row', 'save_weights', 'Loaded', 'shipped_models', 'find_model', 'load_model',
-           'newest_checkpoint', 'RunLog', 'read_log', 'Guard', 'Keeper', 'locked', 'fit']
+           'Tiny', 'DiT', 'Photos64', 'Cifar10', 'CelebA64', 'Photos128', 'XL', 'ConfigError', 'make_config', 'build',
+           'schedule_of', 'lr_factor', 'pick_device', 'pick_dtype', 'make_accelerator', 'recompute', 'Trainer',
+           'Replayed', 'Log', 'CheckpointError', 'RunError', 'write_whole', 'read_checkpoint', 'config_from',
+           'stored_config', 'save_checkpoint', 'differences', 'resume', 'to_bytes_a_row', 'from_bytes_a_row',
+           'save_weights', 'Loaded', 'shipped_models', 'find_model', 'load_model', 'newest_checkpoint', 'RunLog',
+           'read_log', 'Guard', 'Keeper', 'locked', 'fit']
 
 # %% ../nbs/02_training.ipynb #fcae91ee
 import contextlib, copy, csv, inspect, io, json, math, os, pickletools, re, time, warnings, zipfile
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -22,6 +24,7 @@ from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch.utils.checkpoint import checkpoint
 from .data import assets, rng, stream_seed
 from .optimizer import optimizers
 from .schedule import kinds, make_schedule, schedules, target
@@ -123,6 +126,7 @@ class Config:
     epochs: int = 50                  # times each image is seen
     steps: int = 0                    # if not 0, counts instead of epochs
     batch_size: int = 256             # fills a GPU; smaller is noisier but more steps an epoch
+    accumulate: int = 1               # parts in which a batch passes through the network: more where it does not fit at once
     optimizer: str = 'adamw'          # a key of `optimizer.optimizers`
     lr: float = 2e-4                  # stable without warm-up
     lr_warmup: int = 0                # steps over which it rises from 0
@@ -211,6 +215,74 @@ class Photos64(FastTuned):
 
 presets = dict(tiny=Tiny, fast=Config, fast_tuned=FastTuned, dit=DiT, hq=HQ, hq_tuned=HQTuned, photos64=Photos64)  # presets by name
 
+# %% ../nbs/02_training.ipynb #5ca1e011
+@dataclass
+class Cifar10(FastTuned):
+    "Preset `cifar10`: ten kinds of thing in 32 pixels, for a GPU"
+    preset: str = 'cifar10'
+    dataset: str = 'cifar10'                 # 50,000 photos
+    image_size: int = 32
+    channels: int = 3                        # red, green, blue
+    patch_size: int = 1                      # a bird is ten pixels: fold none of them
+    channel_mults: tuple = (1, 2, 2, 2)      # 32, 16, 8, 4 pixels, as in DDPM
+    base_channels: int = 128                 # as in DDPM: ten kinds of thing, each from all sides
+    num_res_blocks: int = 2                  # as in DDPM
+    attention_resolutions: tuple = (16,)     # as in DDPM
+    dropout: float = 0.1                     # few photos and many epochs: without it they are learned by heart (DDPM, appendix B)
+    epochs: int = 500                        # a quarter of the photos that DDPM sees in its 800,000 steps: the recipe is quicker
+    batch_size: int = 256                    # twice DDPM's, since Muon likes large batches
+    ema_decay: float = 0.9999                # as in DDPM, for runs of a hundred thousand steps
+
+@dataclass
+class CelebA64(FastTuned):
+    "Preset `celeba64`: faces of 64 pixels, of one class, for a GPU"
+    preset: str = 'celeba64'
+    dataset: str = 'celeba'                  # 162,770 faces; `celeba` has no classes unless an attribute is one
+    num_classes: int = 1                     # faces
+    image_size: int = 64
+    channels: int = 3                        # red, green, blue
+    channel_mults: tuple = (1, 2, 2)         # 32, 16 and 8 pixels, since 2×2 are folded
+    base_channels: int = 128                 # faces are what people see best: twice the width of `photos64`
+    num_res_blocks: int = 2
+    attention_resolutions: tuple = (16, 8)   # the left eye has to know of the right one
+    schedule_shift: float = -1.386           # 2·log(32/64), as in `photos64`
+    epochs: int = 100                        # 64,000 steps
+    batch_size: int = 256
+    ema_decay: float = 0.9999                # a long run, so a long memory
+
+@dataclass
+class Photos128(Photos64):
+    "Preset `photos128`: `photos64` at twice the side, for the same work at each position"
+    preset: str = 'photos128'
+    image_size: int = 128
+    patch_size: int = 4                      # 32, 16 and 8 positions a side again: four times the pixels, no more of them to compute
+    base_channels: int = 128                 # a position holds 48 numbers, not 12: more room for them
+    schedule_shift: float = -2.773           # 2·log(32/128)
+    epochs: int = 50                         # a larger network takes longer
+
+@dataclass
+class XL(Photos64):
+    "Preset `xl`: photos of 256 pixels from captions, for several GPUs and a hundred times the photos"
+    preset: str = 'xl'
+    image_size: int = 256
+    channel_mults: tuple = (1, 1, 2, 3, 4)   # 128, 64, 32, 16, 8 positions a side, widths as in ADM at 128 (Dhariwal & Nichol 2021, appendix I)
+    base_channels: int = 256                 # as in ADM: 512 features where attention begins
+    num_res_blocks: int = 2                  # as in ADM
+    attention_resolutions: tuple = (32, 16, 8)   # as in ADM; at 64 it would cost sixteen times what it does at 32
+    heads: int = 8                           # 64 to 128 features in each
+    text_encoder: str = 'clip'               # has seen pictures
+    text_dim: int = 512                      # what it gives for each word
+    text_length: int = 77                    # the longest caption that it was trained with
+    dropout: float = 0.1                     # 37,845 photos are few for so many parameters; with millions, 0
+    schedule_shift: float = -4.159           # 2·log(32/256)
+    accumulate: int = 8                      # 32 photos at a time, which a GPU of 80 GB holds; with eight GPUs, 1
+    lr: float = 1e-3                         # wide networks want smaller steps
+    lr_warmup: int = 2000
+    epochs: int = 500
+    ema_decay: float = 0.9999
+
+presets.update(cifar10=Cifar10, celeba64=CelebA64, photos128=Photos128, xl=XL)
+
 # %% ../nbs/02_training.ipynb #6f659f21
 class ConfigError(ValueError):
     "A setting that does not exist or makes no sense"
@@ -236,6 +308,7 @@ def _check(c):
         if getattr(c, k) < least: raise ConfigError(f'{k} = {getattr(c, k)}: it is at least {least}')
     for k, most in _at_most.items():
         if getattr(c, k) > most: raise ConfigError(f'{k} = {getattr(c, k)}: it is at most {most}')
+    if c.accumulate < 1 or c.batch_size % c.accumulate: raise ConfigError(f'accumulate = {c.accumulate}: it is at least 1, and divides batch_size {c.batch_size}')
     if not 1 <= len(c.channel_mults) <= 10 or min(c.channel_mults) < 1 or max(c.channel_mults) > 100: raise ConfigError(f'channel_mults = {list(c.channel_mults)}: it is one to ten positive numbers, at most 100')
     return c
 
@@ -309,6 +382,15 @@ def make_accelerator(
     if device.startswith('cuda') and 'LOCAL_RANK' not in os.environ: torch.cuda.set_device(device)   # several processes get one each
     return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, **kwargs)
 
+# %% ../nbs/02_training.ipynb #5ca1e021
+def recompute(
+    network,  # says by `.blocks` which modules
+):
+    "Let blocks keep their inputs only and compute their insides again on the way back (Chen et al. 2016, section 4); returns the network. Raises `ConfigError` if it has no blocks."
+    if not getattr(network, 'blocks', ()): raise ConfigError(f'checkpoint_activations: {type(network).__name__} does not say by .blocks what to compute again')
+    for block in network.blocks: block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return network
+
 # %% ../nbs/02_training.ipynb #ee3ce233
 class Trainer:
     "Everything that changes while a model trains; iterate over it to train"
@@ -317,16 +399,19 @@ class Trainer:
         batches,  # has `len()`, steps an epoch, and `.at(step) -> images, labels`: the same in every process
         accelerator=None,  # from `make_accelerator`; made from the configuration otherwise
         compile=False,  # let `torch.compile` fuse the network: a minute at the start, fewer trips to memory in every step
+        checkpoint_activations=False,  # compute the insides of blocks twice rather than keep them: less memory, a third more work
     ):
         self.config, self.batches = config, batches
         self.accelerator = a = accelerator or make_accelerator(mixed_precision=config.mixed_precision)
-        if config.batch_size % a.num_processes: raise ConfigError(f'batch_size {config.batch_size} cannot be shared out among {a.num_processes} processes')
+        if a.distributed_type == 'FSDP': raise ConfigError('FSDP shards the weights, and their average would have to be sharded with them: train with DDP, which torchrun starts')
+        if config.batch_size % (a.num_processes * config.accumulate): raise ConfigError(f'batch_size {config.batch_size} cannot be shared out among {a.num_processes} processes' + f' in {config.accumulate} parts each' * (config.accumulate > 1))
         self.device, self.step, self.schedule, self.best = a.device, 0, schedule_of(config), math.inf
         self.whole = True                                                                    # False in the middle of an update
         self.epoch_loss = torch.zeros((), dtype=torch.float32 if a.device.type == 'mps' else torch.float64, device=a.device)
         self.lr, self.pull = torch.zeros(2, device=a.device).unbind()                        # learning rate, and how far the average moves: on the device, so that a recorded step can read them
         self.raw = build(config).to(self.device, memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.raw).eval().requires_grad_(False)
+        if checkpoint_activations: recompute(self.raw)
         if compile: self.raw.compile()
         optimizer = optimizers[config.optimizer](self.raw, config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = a.prepare(self.raw, optimizer)
@@ -334,7 +419,7 @@ class Trainer:
         self.tie()
         self.weights = loss_weights(self.schedule, config.prediction, config.weighting).to(self.device, torch.float32)
         self.density = step_density(self.schedule, config.timestep_sampling, config.schedule_shift).to(self.device, torch.float32)
-        if self.device.type == 'cuda' and a.num_processes == 1 and not a.scaler: self.update = Replayed(self.update)
+        if self.device.type == 'cuda' and a.num_processes == 1 and not a.scaler and not checkpoint_activations: self.update = Replayed(self.update)
 
     def tie(self):
         "Let the optimiser read `self.lr`, and do its work in one kernel"
@@ -344,11 +429,10 @@ class Trainer:
     def total(self): "Steps in all"; return self.config.steps or self.config.epochs * len(self.batches)
 
 # %% ../nbs/02_training.ipynb #b88a8868
+def _share(i, n, *tensors): "Part `i` of `n` of each"; return tensors if n == 1 else tuple(x[i * len(x) // n:(i + 1) * len(x) // n] for x in tensors)
+
 @patch
-def _slice(self: Trainer, *tensors):
-    "This process's share of a global batch"
-    n, i = self.accelerator.num_processes, self.accelerator.process_index
-    return tensors if n == 1 else tuple(x[i * len(x) // n:(i + 1) * len(x) // n] for x in tensors)
+def _slice(self: Trainer, *tensors): "This process's share of a global batch"; return _share(self.accelerator.process_index, self.accelerator.num_processes, *tensors)
 
 @patch
 def inputs(self: Trainer):
@@ -367,15 +451,24 @@ def loss(self: Trainer, x0, eps, cond, t):
 
 # %% ../nbs/02_training.ipynb #2a5b0301
 @patch
+def gradients(self: Trainer, *inputs):
+    "Add to the gradients those of the loss, in `accumulate` parts one after the other; returns the loss. Processes exchange them after the last part."
+    n, total = self.config.accumulate, 0.
+    for i in range(n):
+        with self.accelerator.no_sync(self.model) if i < n - 1 else contextlib.nullcontext():
+            self.accelerator.backward(loss := self.loss(*_share(i, n, *inputs)) / n)
+        total = total + loss.detach()
+    return total
+
+@patch
 def update(self: Trainer, x0, eps, cond, t):
     "Predict, correct, average; returns loss and norm of the gradients, `[2]`"
-    loss = self.loss(x0, eps, cond, t)
-    self.accelerator.backward(loss)
+    loss = self.gradients(x0, eps, cond, t)
     norm = self.accelerator.clip_grad_norm_(self.raw.parameters(), self.config.clip_grad or math.inf)
     self.whole = False
     self.optimizer.step(); self.optimizer.zero_grad()
     self.average()
-    return torch.stack([loss.detach(), norm])
+    return torch.stack([loss, norm])
 
 @patch
 @torch.no_grad()
@@ -550,8 +643,8 @@ def differences(
     config,  # a `Config`
     changes,  # a dict of values for its fields
 ) -> str:
-    "What `changes` would alter, but for the length of the run: `lr = 0.1 (there: 0.0002)`"
-    return ', '.join(f'{k} = {v} (there: {getattr(config, k)})' for k, v in changes.items() if v != getattr(config, k) and k not in ('epochs', 'steps'))
+    "What `changes` would alter, but for the length of the run and the parts of a batch: `lr = 0.1 (there: 0.0002)`"
+    return ', '.join(f'{k} = {v} (there: {getattr(config, k)})' for k, v in changes.items() if v != getattr(config, k) and k not in ('epochs', 'steps', 'accumulate'))
 
 def _moments_fit(optimizer):
     "Has every parameter no moments yet, or those of its optimiser in its own shape? PyTorch does not check, and its fused kernel crashes on others"

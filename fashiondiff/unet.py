@@ -292,3 +292,7 @@ def forward(self: UNet, x_t, t, cond):
     h = self.middle[1](self.middle[0](h, emb, cond), emb)
     for layer in self.up: h = layer(torch.cat([h, stack.pop()], 1), emb, cond) if isinstance(layer, Block) else layer(h)
     return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch_size).to(x_t.dtype)
+
+# %% ../nbs/01_unet.ipynb #5ca1e002
+@patch(as_prop=True)
+def blocks(self: UNet): "The modules that hold most of what training must remember"; return [m for m in self.modules() if isinstance(m, ResBlock)]

@@ -51,3 +51,9 @@ def test_asked_to_stop_two_processes_leave_together_and_two_go_on(one, tmp_path)
     assert f"checkpoint written, at step {step} of 50, by 2 processes" in said
     p = launch(out, "--steps", 50, "--resume"); said, _ = p.communicate(timeout=200)
     assert p.returncode == 0 and agree(read_log(out), one), said
+
+def test_two_processes_in_parts_with_blocks_computed_twice_train_as_one(one, tmp_path):
+    "gradients are exchanged after the last part only, and every loss is within 1e-4 of one process without either"
+    p = launch(tmp_path / "two", "--steps", 20, "--accumulate", 5, "--checkpoint_activations"); said, _ = p.communicate(timeout=200)
+    assert p.returncode == 0 and "step 20 of 20, by 2 processes" in said, said
+    assert agree(read_log(tmp_path / "two"), {k: v[:20] for k, v in one.items()})
