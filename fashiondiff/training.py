@@ -298,7 +298,7 @@ def _fit_type(name, value, default):
 _choices = dict(positions=('rope', 'sincos', 'none'), beta_schedule=schedules, prediction=kinds, optimizer=optimizers, weighting=('uniform', 'min_snr'), timestep_sampling=('uniform', 'logit_normal'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
 _at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, heads=1, depth=1, text_dim=0, text_length=1, patch_size=1, timesteps=2, batch_size=1,
     epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
-_at_most = dict(dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, heads=1024, depth=128, text_dim=65536, text_length=4096, timesteps=100_000)   # a file may ask for anything
+_at_most = dict(batch_size=65_536, dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, heads=1024, depth=128, text_dim=65536, text_length=4096, timesteps=100_000)   # a file may ask for anything
 
 def _check(c):
     "Raises `ConfigError` naming the first value of a configuration that is impossible"

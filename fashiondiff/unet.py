@@ -144,6 +144,7 @@ class TimeTextEmbedding(nn.Module):
         self.text = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, dim))
 
     def forward(self, t, cond):
+        if not isinstance(cond, TextCond): raise TypeError('this network reads captions: cond is a TextCond, not labels')
         dtype = self.text[1].weight.dtype
         return F.silu(self.time(timestep_embedding(t, self.freq_dim).to(dtype)) + self.text(cond.mean().to(dtype)))
 
