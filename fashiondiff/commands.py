@@ -142,7 +142,7 @@ def what_to_draw(args, config):
     "Conditions, a name for each, how many images of each, and scale and interval of guidance. Raises `ConfigError` if the model cannot be asked so."
     if config.text_dim:
         wanted, n = which_prompts(args)
-        return get_encoder(config.text_encoder, config.text_length)(wanted), wanted, n, args.guidance_scale or config.guidance_scale, args.guidance_interval or (0, 1e9)
+        return get_encoder(config.text_encoder, config.text_length)(wanted), wanted, n, config.guidance_scale if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (0, 1e9)
     if args.prompt: raise ConfigError(f'--prompt: {args.model} knows classes and no words; photos64 reads')
     wanted, n = which_images(args, names := names_of(config))
     return [class_id(c, names) for c in wanted], wanted, n, 1.25 if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (.3, 3.)

