@@ -339,7 +339,12 @@ def train_command(args):
 def train_main(argv=None):
     "`fashiondiff_train`"
     with _plain_errors(): code = train_command(train_parser().parse_args(argv))
-    sys.exit(code) if code else None
+    _leave(code)
+
+def _leave(code):
+    "End this process; one of several without Python's tidying up, which the threads that it talked through do not always survive"
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1: sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
+    if code: sys.exit(code)
 
 # %% ../nbs/06_commands.ipynb #89bcc7b1
 def eval_parser():
