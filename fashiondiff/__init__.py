@@ -3,7 +3,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_modules = ("data", "schedule", "unet", "transformer", "optimizer", "training", "sampling", "guidance", "evaluation", "photos", "text", "commands")
+_modules = ("data", "schedule", "unet", "transformer", "optimizer", "training", "sampling", "guidance", "evaluation", "photos", "text", "vae", "latent", "commands")
 
 def __getattr__(name):
     if name == "__all__": return __dir__()                     # for `from fashiondiff import *`

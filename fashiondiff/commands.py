@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'file_name', 'save_images', 'which_images', 'which_prompts',
-           'names_of', 'what_to_draw', 'sample_command', 'sample_main', 'train_parser', 'config_of', 'tracker',
-           'wandb_mode', 'flat', 'preview_conds', 'preview', 'signals', 'batches_of', 'check_fit', 'train_command',
-           'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'write_table', 'eval_command', 'eval_main',
-           'main']
+           'names_of', 'what_to_draw', 'vae_of', 'sample_command', 'sample_main', 'train_parser', 'config_of',
+           'tracker', 'wandb_mode', 'flat', 'preview_conds', 'preview', 'signals', 'batches_of', 'check_fit',
+           'train_command', 'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'write_table',
+           'eval_command', 'eval_main', 'main']
 
 # %% ../nbs/06_commands.ipynb #ca177caf
 import argparse, contextlib, json, math, os, re, signal, sys, time, warnings
@@ -20,8 +20,10 @@ from .data import Batches, class_id, class_lists, classes, lazy, load_data, to_f
 from .evaluation import (EvaluationError, extractors, fingerprint, generate, make_reference, measure, measure_floor, read_images, real_images,
     show_confusion, show_falling, show_neighbours, to_markdown)
 from .guidance import guide, middle
+from .latent import latent_captions
 from .sampling import default_steps, network_calls, sample, sample_batches, samplers
 from .text import CaptionBatches, captioned, get_encoder
+from .vae import load_vae, to_photos
 from .training import (CheckpointError, Config, ConfigError, Trainer, differences, find_model, fit, load_model, make_accelerator, make_config,
     newest_checkpoint, pick_device, pick_dtype, presets, read_checkpoint, shipped_models, stored_config, write_whole)
 
@@ -64,6 +66,7 @@ def sample_parser():
     p.add_argument('--class', dest='label', metavar='CLASS', help=f'what to draw: {", ".join(classes)}, or an id (every class)')
     p.add_argument('--all_classes', action='store_true', help='draw every class; --n_samples then counts per class')
     p.add_argument('--prompt', nargs='+', metavar='TEXT', help='what to draw, in words, with a model that reads (photos64): one or more captions, or a .txt file with one in each line')
+    p.add_argument('--negative_prompt', default='', metavar='TEXT', help='what it should not look like, in words, with a model that reads')
     p.add_argument('--n_samples', type=int, default=None, help='how many images (16; of all classes, 10 of each; of several prompts, 8 of each)')
     p.add_argument('--guidance_scale', type=float, default=None, help='0 ignores the class, 1 is as trained, above exaggerates (1.25; prompts: what the model is configured for)')
     p.add_argument('--guidance_interval', type=_interval, default=None, metavar='LO,HI', help='ratios of noise to signal between which guidance acts; 0,1e9 is everywhere (0.3,3; prompts: everywhere)')
@@ -139,20 +142,26 @@ def names_of(config):
 
 # %% ../nbs/06_commands.ipynb #14bebabd
 def what_to_draw(args, config):
-    "Conditions, a name for each, how many images of each, and scale and interval of guidance. Raises `ConfigError` if the model cannot be asked so."
+    "Conditions, a name for each, how many images of each, scale and interval of guidance, and what guidance leads away from. Raises `ConfigError` if the model cannot be asked so."
     if config.text_dim:
         wanted, n = which_prompts(args)
-        return get_encoder(config.text_encoder, config.text_length)(wanted), wanted, n, config.guidance_scale if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (0, 1e9)
-    if args.prompt: raise ConfigError(f'--prompt: {args.model} knows classes and no words; photos64 reads')
+        encoder = get_encoder(config.text_encoder, config.text_length); away = encoder([args.negative_prompt]) if args.negative_prompt else None
+        return encoder(wanted), wanted, n, config.guidance_scale if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (0, 1e9), away
+    if args.prompt or args.negative_prompt: raise ConfigError(f'--prompt: {args.model} knows classes and no words; photos64 reads')
     wanted, n = which_images(args, names := names_of(config))
-    return [class_id(c, names) for c in wanted], wanted, n, 1.25 if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (.3, 3.)
+    return [class_id(c, names) for c in wanted], wanted, n, 1.25 if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (.3, 3.), None
+
+def vae_of(config, device='cpu', dtype=torch.float32): "The autoencoder of a model that works on latents; None for one that works on pixels"; return load_vae(config.autoencoder, device, dtype) if config.autoencoder else None
 
 def sample_command(args):
     "Draw what `fashiondiff_sample` was asked for; returns the path of the grid"
     (sampler, steps), device = which_sampler(args), pick_device(args.device)
     model, schedule, config, _ = load_model(args.model, device, pick_dtype(device, args.dtype))
-    cond, wanted, n, scale, interval = what_to_draw(args, config)
-    x = sample(guide(model, scale, middle(schedule, *interval)), schedule, cond, n, sampler, steps, args.seed, args.batch_size, device, progress=sys.stderr.isatty(), names=tuple(map(str, range(config.num_classes))))
+    cond, wanted, n, scale, interval, away = what_to_draw(args, config); vae = vae_of(config, device, pick_dtype(device, args.dtype))
+    denoiser = guide(model, scale, middle(schedule, *interval))
+    if away is not None: denoiser.null = away.to(device)
+    x = sample(denoiser, schedule, cond, n, sampler, steps, args.seed, args.batch_size, device, progress=sys.stderr.isatty(), names=tuple(map(str, range(config.num_classes))), clip=vae is None)
+    x = to_photos(vae, x)
     out = Path(args.out); out.mkdir(parents=True, exist_ok=True)
     write_png(to_grid(x, n if len(wanted) > 1 else min(8, n)), out/'samples_grid.png')
     if args.save_individual: save_images(x, [c for c in wanted for _ in range(n)], out/'individual')
@@ -233,12 +242,13 @@ def preview_conds(trainer, most=12):
 def preview(trainer, path, n=8, steps=20, stop=lambda: False):
     "A grid of samples with the averaged weights, rows are classes or captions; returns the path, or None if `stop()` came true meanwhile. Warns of images that show nothing."
     cond = preview_conds(trainer).repeat_interleave(n)
-    denoiser = guide(trainer.averaged, trainer.config.guidance_scale)
+    denoiser, vae = guide(trainer.averaged, trainer.config.guidance_scale), vae_of(trainer.config, trainer.device)
     def tick():
         if stop(): raise _Stopped
     try:
-        with torch.random.fork_rng(): x = torch.cat(list(sample_batches(denoiser, trainer.schedule, cond, steps=min(steps, len(trainer.schedule)), batch_size=80, device=trainer.device, tick=tick)))
+        with torch.random.fork_rng(): x = torch.cat(list(sample_batches(denoiser, trainer.schedule, cond, steps=min(steps, len(trainer.schedule)), batch_size=80, device=trainer.device, tick=tick, clip=vae is None)))
     except _Stopped: return None
+    x = to_photos(vae, x)
     if blank := flat(x): warnings.warn(f'{blank} of {len(x)} preview images at step {trainer.step} are of one colour or not numbers: see {path}, and the losses in log.csv')
     write_png(to_grid(x, n), path)
     return path
@@ -310,7 +320,8 @@ def batches_of(config, data=None, device='cpu'):
     if config.text_dim:
         encoder = get_encoder(config.text_encoder, config.text_length, device)
         if encoder.dim != config.text_dim: raise ConfigError(f'text_dim = {config.text_dim}: the words of {config.text_encoder} have {encoder.dim} features')
-        images, said = captioned(config.dataset, 'train', data, config.image_size); check_fit(config, images, None)
+        images, said = latent_captions(config, 'train', data, device) if config.autoencoder else captioned(config.dataset, 'train', data, config.image_size, config.fit)
+        check_fit(config, images, None)
         return CaptionBatches(images, said, encoder, config.batch_size, config.seed, device)
     images, labels = load_data(config.dataset, 'train', data, None if config.image_size == 28 else config.image_size); check_fit(config, images, labels)
     return Batches(images, labels, config.batch_size, config.seed, device)

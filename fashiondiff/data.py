@@ -49,10 +49,10 @@ def class_id(
 
 # %% ../nbs/00_data.ipynb #a04c97f8
 def to_float(
-    u8,  # uint8 pixels, 0 to 255, any shape
+    x,  # uint8 pixels, 0 to 255, any shape; or latents, in any floating-point numbers
 ):
-    "Bytes to images: float32 in [-1, 1], `x / 127.5 - 1`"
-    return u8.float() / 127.5 - 1
+    "Bytes to images: float32 in [-1, 1], `x / 127.5 - 1`; latents, which are no bytes, only become float32"
+    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
 
 def to_uint8(
     x,  # images, float in [-1, 1]; what lies outside is clamped
@@ -228,7 +228,7 @@ def rng(seed, i=0, salt=0, device='cpu'):
 class Batches:
     "Shuffled training batches of a data set that lives on `device` as bytes; the last, incomplete batch of an epoch is dropped"
     def __init__(self,
-        images,  # uint8 `[N, C, H, W]`
+        images,  # uint8 `[N, C, H, W]`, or latents
         labels,  # int64 `[N]`
         batch_size=256,  # images in a batch
         seed=0,  # decides the order

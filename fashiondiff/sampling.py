@@ -243,14 +243,14 @@ def sample_batches(
     tick=lambda: None,  # called after every interval
     **options,  # of the sampler: `grid`, `clip`, `eta`
 ):
-    "Images batch by batch, `[b, C, H, W]` in [-1, 1] on the CPU. Raises `ValueError` for an unknown sampler or number of steps."
+    "Images batch by batch, `[b, C, H, W]` on the CPU, in [-1, 1] unless `clip=False`. Raises `ValueError` for an unknown sampler or number of steps."
     steps = default_steps(sampler, schedule, steps); f = samplers[sampler]
     for i in range(start, len(labels), batch_size):
         cond = labels[i:i + batch_size].to(device)
         noise = noise_like(seed, range(i, i + len(cond)), denoiser.shape, device)
         if 'noise' in inspect.signature(f).parameters: options['noise'] = noise
         for step in f(denoiser, schedule, noise(), cond, steps, **options): tick()
-        yield step.x.cpu().clamp(-1, 1)
+        yield step.x.cpu().clamp(-1, 1) if options.get('clip', True) else step.x.cpu()
 
 def default_steps(sampler, schedule, steps=None):
     "The number of intervals: as asked, else the sampler's own, else all. Raises `ValueError` for an unknown sampler or an impossible number."
@@ -274,7 +274,7 @@ def sample(
     names=classes,  # of the classes, in the order of their ids
     **options,  # of the sampler: `grid`, `clip`, `eta`
 ):
-    "Images `[n · classes, C, H, W]` in [-1, 1], class by class. Raises `ValueError` for an unknown sampler, class or number of steps."
+    "Images `[n · classes, C, H, W]`, class by class, in [-1, 1] unless `clip=False`. Raises `ValueError` for an unknown sampler, class or number of steps."
     if n < 1 or batch_size < 1: raise ValueError(f'n = {n}, batch_size = {batch_size}: at least one image')
     labels, steps = to_labels(cond, n, denoiser.null, names), default_steps(sampler, schedule, steps)
     with tqdm(total=steps * -(-len(labels) // batch_size), disable=not progress, desc=f'{sampler}, {steps} steps') as bar:
@@ -330,7 +330,7 @@ def slerp(
 def img2img(
     denoiser,  # a denoiser
     schedule,  # its `Schedule`
-    images,  # to start from, `[B, C, H, W]` in [-1, 1]
+    images,  # to start from, `[B, C, H, W]` in [-1, 1], or latents, with `clip=False`
     cond,  # labels `[B]` of what they should become
     strength=0.6,  # share of the schedule that is redone: 0 keeps the images, 1 forgets them
     sampler='dpmpp_2m',  # a key of `samplers`
@@ -348,7 +348,8 @@ def img2img(
     if 'noise' in inspect.signature(samplers[sampler]).parameters: options['noise'] = noise
     first = timesteps(cut, min(steps, T), options.get('grid', 'log_snr'))[0]
     x = cut.add_noise(images, noise(), torch.full((len(images),), first, device=images.device))
-    return final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options)).clamp(-1, 1)
+    x = final(samplers[sampler](denoiser, cut, x, cond, min(steps, T), **options))
+    return x.clamp(-1, 1) if options.get('clip', True) else x
 
 # %% ../nbs/03_sampling.ipynb #da3a9a3d
 def inpaint(
@@ -356,11 +357,12 @@ def inpaint(
     schedule,  # its `Schedule`
     known,  # images `[B, C, H, W]` in [-1, 1]
     mask,  # 1 where the image is known, 0 where it is to be invented; broadcasts to `known`
+    clip=True,  # clamp what is invented to [-1, 1]: not for latents
 ):
     "A denoiser that knows part of the answer: its estimate of x0 is `known` under the mask (after the replacement of Song et al. 2021, appendix I)"
     def f(x_t, t, cond):
         x0, _ = to_x0_eps(schedule, denoiser(x_t, t, cond), x_t, t, denoiser.kind)
         k, m = (z.repeat(len(x_t) // len(known), 1, 1, 1) if z.ndim == 4 and len(z) == len(known) else z for z in (known, mask))   # a guided call asks for twice as many
-        return torch.where(m.bool(), k, x0.clamp(-1, 1))
+        return torch.where(m.bool(), k, x0.clamp(-1, 1) if clip else x0)
     f.kind, f.null, f.shape = 'x0', denoiser.null, denoiser.shape
     return f

@@ -42,6 +42,8 @@ def colour(
     return {'multi': 'multicoloured', 'off white': 'off-white', 'na': '', 'none': ''}.get(str(name).lower(), str(name).lower())
 
 # %% ../nbs/08_text.ipynb #78d9999c
+_also = {'sweater': 'pullover', 'sweatshirt': 'pullover', 't-shirt': 'tee', 'trousers': 'pants', 'casual shoes': 'sneakers', 'sports shoes': 'trainers', 'handbag': 'bag', 'flip flops': 'slippers',
+         'cap': 'hat', 'heels': 'high heels', 'track pants': 'jogging pants', 'backpack': 'rucksack', 'kurta': 'tunic', 'watch': 'wristwatch', 'formal shoes': 'dress shoes', 'wallet': 'purse'}
 _owners = dict(men="men's", women="women's", boys="boys'", girls="girls'")
 
 def _a(text, plural): return text if plural else f'an {text}' if text[:1] in 'aeiou' else f'a {text}'
@@ -50,12 +52,14 @@ def captions(
     row,  # a dict with `articleType`, and perhaps `baseColour`, `gender`, `productDisplayName`
     white=False,  # is the background white?
 ) -> list:
-    "Seven captions of one photo, from its attributes"
+    "Nine captions of one photo, from its attributes"
     (thing, plural), shade = noun(row['articleType']), colour(row.get('baseColour', ''))
     named = f'{shade} {thing}'.strip(); one = _a(named, plural)
+    alike = f'{shade} {_also.get(thing, thing)}'.strip(); other = _a(alike, plural)
     owner = _owners.get(str(row.get('gender', '')).lower(), '')
     return [one, f'{one} on a white background' if white else one, f'{one} on white background' if white else named,
-            f'{owner} {named}'.strip(), f'{thing} in {shade}' if shade else thing, f'a photo of {one}', str(row.get('productDisplayName') or one)]
+            f'{owner} {named}'.strip(), f'{thing} in {shade}' if shade else thing, f'a photo of {one}', other,
+            f'{other} on white background' if white else alike, str(row.get('productDisplayName') or one)]
 
 def white_border(
     images,  # uint8 `[N, C, H, W]`
@@ -207,10 +211,11 @@ def captioned(
     split='train',  # `'train'` or `'test'`
     data=None,  # a folder that holds it
     size=64,  # pixels a side
+    fit='pad',  # how photos become square, a key of `photos.fits`
 ):
-    "Images uint8 `[N, 3, size, size]` and seven captions for each. Raises `TextError` for a data set without."
+    "Images uint8 `[N, 3, size, size]` and nine captions for each. Raises `TextError` for a data set without."
     if name != 'fashion_photos': raise TextError(f'{name!r} has no captions: fashion_photos has')
-    p = photos(split, data, size); white = white_border(p.images)
+    p = photos(split, data, size, fit); white = white_border(p.images)
     return p.images, [captions({k: v[i] for k, v in p.rows.items()}, bool(white[i])) for i in range(len(p))]
 
 # %% ../nbs/08_text.ipynb #4efa21ef

@@ -93,7 +93,7 @@ def test_negative_prompt(encoder):
 
 def test_captions_of_all_kinds_of_rows():
     for row in (dict(articleType="Tshirts"), dict(articleType="Flip Flops", baseColour=None, gender="Women"), dict(articleType="Watches", baseColour="Multi", gender="Unisex", productDisplayName="Titan")):
-        said = captions(row, white=True); assert len(said) == 7 and all(s == s.strip() and "  " not in s and "none" not in s.lower() for s in said)
+        said = captions(row, white=True); assert len(said) == 9 and all(s == s.strip() and "  " not in s and "none" not in s.lower() for s in said)
     assert noun("Sunglasses") == ("sunglasses", True) and noun("Dresses") == ("dress", False)
 
 def test_white_border_wants_all_colours():
