@@ -633,4 +633,5 @@ d = { 'settings': { 'branch': 'main',
                                  'fashiondiff.vae.save_vae': ('vae.html#save_vae', 'fashiondiff/vae.py'),
                                  'fashiondiff.vae.tiled': ('vae.html#tiled', 'fashiondiff/vae.py'),
                                  'fashiondiff.vae.to_photos': ('vae.html#to_photos', 'fashiondiff/vae.py'),
-                                 'fashiondiff.vae.train_vae': ('vae.html#train_vae', 'fashiondiff/vae.py')}}}
+                                 'fashiondiff.vae.train_vae': ('vae.html#train_vae', 'fashiondiff/vae.py'),
+                                 'fashiondiff.vae.widened': ('vae.html#widened', 'fashiondiff/vae.py')}}}

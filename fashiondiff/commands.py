@@ -65,7 +65,7 @@ def sample_parser():
     p.add_argument('--model', default='fashion', metavar='NAME_OR_PATH', help='a shipped model, a .safetensors or .pth file, or the folder of a run')
     p.add_argument('--class', dest='label', metavar='CLASS', help=f'what to draw: {", ".join(classes)}, or an id (every class)')
     p.add_argument('--all_classes', action='store_true', help='draw every class; --n_samples then counts per class')
-    p.add_argument('--prompt', nargs='+', metavar='TEXT', help='what to draw, in words, with a model that reads (photos64): one or more captions, or a .txt file with one in each line')
+    p.add_argument('--prompt', nargs='+', metavar='TEXT', help='what to draw, in words, with a model that reads (photos64, latent256): one or more captions, or a .txt file with one in each line')
     p.add_argument('--negative_prompt', default='', metavar='TEXT', help='what it should not look like, in words, with a model that reads')
     p.add_argument('--n_samples', type=int, default=None, help='how many images (16; of all classes, 10 of each; of several prompts, 8 of each)')
     p.add_argument('--guidance_scale', type=float, default=None, help='0 ignores the class, 1 is as trained, above exaggerates (1.25; prompts: what the model is configured for)')
@@ -147,7 +147,7 @@ def what_to_draw(args, config):
         wanted, n = which_prompts(args)
         encoder = get_encoder(config.text_encoder, config.text_length); away = encoder([args.negative_prompt]) if args.negative_prompt else None
         return encoder(wanted), wanted, n, config.guidance_scale if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (0, 1e9), away
-    if args.prompt or args.negative_prompt: raise ConfigError(f'--prompt: {args.model} knows classes and no words; photos64 reads')
+    if args.prompt or args.negative_prompt: raise ConfigError(f'--prompt: {args.model} knows classes and no words; photos64 and latent256 read')
     wanted, n = which_images(args, names := names_of(config))
     return [class_id(c, names) for c in wanted], wanted, n, 1.25 if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (.3, 3.), None
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PixelNorm', 'LocalBlock', 'encoder_layers', 'decoder_layers', 'Posterior', 'VAE', 'neighbour_differences',
-           'edge_loss', 'PatchCritic', 'critic_loss', 'psnr', 'Crops', 'VAELog', 'train_vae', 'measure_scale',
-           'to_photos', 'save_vae', 'DiffusersVAE', 'load_vae', 'tiled']
+           'edge_loss', 'PatchCritic', 'critic_loss', 'psnr', 'Crops', 'VAELog', 'train_vae', 'widened',
+           'measure_scale', 'to_photos', 'save_vae', 'DiffusersVAE', 'load_vae', 'tiled']
 
 # %% ../nbs/10_vae.ipynb #fc7570b1
 import copy, json
@@ -199,7 +199,22 @@ def train_vae(
         averaged.update_parameters(vae)
         yield VAELog(log.step, *(v.item() for v in log[1:])), averaged.module
 
-# %% ../nbs/10_vae.ipynb #f2cf5ea8
+# %% ../nbs/10_vae.ipynb #ae511ce0
+def widened(
+    vae,  # a `VAE`
+    latent_channels,  # more than it has
+):
+    "A copy with more latent channels, which for the time being are ignored: a start for training"
+    wide = VAE(**(vae.settings | dict(latent_channels=latent_channels))); state, c = wide.state_dict(), vae.latent_channels
+    for name, old in vae.state_dict().items():
+        if old.shape == state[name].shape: state[name] = old
+        elif name.startswith('enc'): state[name][:c], state[name][latent_channels:latent_channels + c] = old.chunk(2)
+        elif name.startswith('dec'): state[name].zero_(); state[name][:, :c] = old
+        else: state[name][:c] = old
+    wide.load_state_dict(state)
+    return wide
+
+# %% ../nbs/10_vae.ipynb #dbfb1c99
 @torch.no_grad()
 def measure_scale(
     vae,  # a `VAE`, changed in place
@@ -212,7 +227,7 @@ def measure_scale(
     vae.shift.copy_(z.mean(1).view(-1, 1, 1)); vae.scale.copy_(z.std(1).clamp(min=1e-6).view(-1, 1, 1))
     return vae
 
-# %% ../nbs/10_vae.ipynb #b7d9096b
+# %% ../nbs/10_vae.ipynb #dc30b241
 @torch.no_grad()
 def to_photos(
     vae,  # an autoencoder; None, and images stay as they are
@@ -224,7 +239,7 @@ def to_photos(
     device = next(vae.parameters()).device
     return torch.cat([vae.decode(b.to(device, memory_format=torch.channels_last)).clamp(-1, 1).cpu() for b in z.split(batch_size)])
 
-# %% ../nbs/10_vae.ipynb #8987d7e9
+# %% ../nbs/10_vae.ipynb #8b95437a
 def save_vae(
     vae,  # a `VAE`
     path,  # of the `.safetensors` file
@@ -244,7 +259,7 @@ def _read_vae(path):
         return vae
     except (SafetensorError, KeyError, ValueError, OSError, RuntimeError, TypeError) as e: raise CheckpointError(f'{path} is not an autoencoder of fashiondiff ({type(e).__name__})') from None
 
-# %% ../nbs/10_vae.ipynb #d0f846ed
+# %% ../nbs/10_vae.ipynb #baaf3985
 class DiffusersVAE(nn.Module):
     "An `AutoencoderKL` or `AutoencoderTiny` of diffusers with the methods of `VAE`"
     def __init__(self,
@@ -284,7 +299,7 @@ def load_vae(
     vae = _read_vae(find_model(name_or_path)) if ours else _from_diffusers(str(name_or_path))
     return vae.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
 
-# %% ../nbs/10_vae.ipynb #50fca1ac
+# %% ../nbs/10_vae.ipynb #fd1ed90a
 def tiled(
     f,  # a local function of images, such as `vae.decode`
     x,  # `[B, C, H, W]`
