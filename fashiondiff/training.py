@@ -749,7 +749,10 @@ def _read_weights(path):
     return config_from(config, path), state, card
 
 # %% ../nbs/02_training.ipynb #d6364a8a
-elsewhere = dict(vae='SHA_VAE')  # weights that the wheel leaves out, and the SHA-256 of each
+elsewhere = dict(                                                                    # weights that the wheel leaves out, and the SHA-256 of each
+    latent256='235ebf53147c8d6a5bb74dc302070fcc60af14357df5ae5016e03870b1ebad68',
+    vae='81c17a9841dc193d2f69536b9cd7bf286914db66e2bd87823ff574ca09427b83',
+    vae16='369fabc4592fa7691c72ffa69fac4c2c2347865a2ab497d70fae1f4490946176')
 
 def _download(name):
     "The path of weights from `weights/` of the repository, in the cache; `FASHIONDIFF_WEIGHTS` names another address to find them at"

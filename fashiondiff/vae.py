@@ -199,7 +199,7 @@ def train_vae(
         averaged.update_parameters(vae)
         yield VAELog(log.step, *(v.item() for v in log[1:])), averaged.module
 
-# %% ../nbs/10_vae.ipynb #ae511ce0
+# %% ../nbs/10_vae.ipynb #2e5851b9
 def widened(
     vae,  # a `VAE`
     latent_channels,  # more than it has
@@ -214,7 +214,7 @@ def widened(
     wide.load_state_dict(state)
     return wide
 
-# %% ../nbs/10_vae.ipynb #dbfb1c99
+# %% ../nbs/10_vae.ipynb #d36a8b32
 @torch.no_grad()
 def measure_scale(
     vae,  # a `VAE`, changed in place
@@ -227,7 +227,7 @@ def measure_scale(
     vae.shift.copy_(z.mean(1).view(-1, 1, 1)); vae.scale.copy_(z.std(1).clamp(min=1e-6).view(-1, 1, 1))
     return vae
 
-# %% ../nbs/10_vae.ipynb #dc30b241
+# %% ../nbs/10_vae.ipynb #8f31e6d5
 @torch.no_grad()
 def to_photos(
     vae,  # an autoencoder; None, and images stay as they are
@@ -239,7 +239,7 @@ def to_photos(
     device = next(vae.parameters()).device
     return torch.cat([vae.decode(b.to(device, memory_format=torch.channels_last)).clamp(-1, 1).cpu() for b in z.split(batch_size)])
 
-# %% ../nbs/10_vae.ipynb #8b95437a
+# %% ../nbs/10_vae.ipynb #2d7bee63
 def save_vae(
     vae,  # a `VAE`
     path,  # of the `.safetensors` file
@@ -259,7 +259,7 @@ def _read_vae(path):
         return vae
     except (SafetensorError, KeyError, ValueError, OSError, RuntimeError, TypeError) as e: raise CheckpointError(f'{path} is not an autoencoder of fashiondiff ({type(e).__name__})') from None
 
-# %% ../nbs/10_vae.ipynb #baaf3985
+# %% ../nbs/10_vae.ipynb #08a33542
 class DiffusersVAE(nn.Module):
     "An `AutoencoderKL` or `AutoencoderTiny` of diffusers with the methods of `VAE`"
     def __init__(self,
@@ -299,7 +299,7 @@ def load_vae(
     vae = _read_vae(find_model(name_or_path)) if ours else _from_diffusers(str(name_or_path))
     return vae.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
 
-# %% ../nbs/10_vae.ipynb #fd1ed90a
+# %% ../nbs/10_vae.ipynb #4e1c623e
 def tiled(
     f,  # a local function of images, such as `vae.decode`
     x,  # `[B, C, H, W]`
