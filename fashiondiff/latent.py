@@ -141,7 +141,7 @@ def text_to_image(
     "Photos `[n · prompts, 3, H, W]` in [-1, 1] from words; the model stays loaded for the next call"
     return _painter(model, device)(prompt, n, steps, guidance_scale, negative_prompt, seed)
 
-# %% ../nbs/11_latent.ipynb #42dd9fef
+# %% ../nbs/11_latent.ipynb #9ee01318
 @torch.no_grad()
 def repaint(
     painter,  # a `Painter`
@@ -183,7 +183,7 @@ def fill_in(
     made = painter.decode(sample(denoiser, painter.schedule, cond, 1, steps=steps, seed=seed, device=painter.device, batch_size=len(images), clip=clip))
     return torch.where(mask.bool(), images, made)
 
-# %% ../nbs/11_latent.ipynb #1e50be3a
+# %% ../nbs/11_latent.ipynb #16a5c6d3
 def between(
     a, b,  # captions, `TextCond` of one caption each
     steps=7,  # points, both ends included
@@ -194,7 +194,7 @@ def between(
     share = (1 - w[..., 0]) * a.mask + w[..., 0] * b.mask
     return TextCond(emb, share > 0)
 
-# %% ../nbs/11_latent.ipynb #263c2eb2
+# %% ../nbs/11_latent.ipynb #73a11f07
 class _Listener:
     "Adds up the attention that the conditional half of each call pays to each word"
     def __init__(self, size): self.size, self.sum, self.count = size, 0., 0
@@ -224,7 +224,7 @@ def attention_maps(
     ids = painter.encoder.tokenizer([prompt], truncation=True, max_length=painter.encoder.length).input_ids[0]
     return x, painter.encoder.tokenizer.convert_ids_to_tokens(ids), (listener.sum / listener.count)[0, :len(ids)].cpu()
 
-# %% ../nbs/11_latent.ipynb #c840e52c
+# %% ../nbs/11_latent.ipynb #08a8c5cd
 def draw_prompt(
     prompt='a red pullover on white background',  # a caption
     negative='',  # what it should not look like
