@@ -112,7 +112,7 @@ def model_card(
     painter,  # a `Painter`
 ):
     "A model card in Markdown, with the header that the hub reads"
-    c = painter.config; rows = dict(preset=c.preset, parameters=f'{sum(p.numel() for p in painter.model.parameters()):,}', pictures=f'{painter.size} × {painter.size}', autoencoder=c.autoencoder or 'none', text_encoder=c.text_encoder, **painter.card)
+    c = painter.config; rows = dict(preset=c.preset, parameters=f'{sum(p.numel() for p in painter.model.parameters()):,}', pictures=f'{painter.size} × {painter.size}', autoencoder=Path(c.autoencoder).stem or 'none', text_encoder=c.text_encoder, **painter.card)
     table = '\n'.join(f'| {k.replace("_", " ")} | {v} |' for k, v in rows.items())
     return f"""---
 library_name: diffusers
