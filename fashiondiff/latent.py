@@ -200,12 +200,9 @@ class _Listener:
     def __init__(self, size): self.size, self.sum, self.count = size, 0., 0
 
     def __call__(self, layer, inputs):
-        x, cond = inputs; B, C, H, W = x.shape
-        text = torch.cat([layer.nothing.expand(B, -1, -1), layer.norm_text(cond.emb.to(layer.nothing.dtype))], 1)
-        q = layer.q(layer.norm(x)).flatten(2).unflatten(1, (layer.heads, -1)).transpose(-1, -2)
-        k = layer.kv(text).unflatten(-1, (2, layer.heads, -1))[:, :, 0].transpose(1, 2)                  # [B, heads, L+1, C/heads]
-        score = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~F.pad(cond.mask, (1, 0), value=True)[:, None, None], -math.inf)
-        p = score.float().softmax(-1)[:1, :, :, 1:].mean(1).transpose(1, 2).unflatten(2, (H, W))              # [1, L, H, W], without `nothing`
+        q, k, _, mask = layer.asked(*inputs)
+        score = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf)
+        p = score.float().softmax(-1)[:1, :, :, 1:].mean(1).transpose(1, 2).unflatten(2, inputs[0].shape[2:])      # [1, L, H, W], without `nothing`
         self.sum, self.count = self.sum + F.interpolate(p, (self.size, self.size), mode='bilinear'), self.count + 1
 
 @torch.no_grad()

@@ -160,13 +160,13 @@ class CrossAttention(nn.Module):
         self.norm, self.norm_text = nn.GroupNorm(_groups(channels), channels), nn.LayerNorm(text_dim)
         self.q, self.kv, self.out = nn.Conv2d(channels, channels, 1), nn.Linear(text_dim, 2 * channels), zero_init(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x, cond):
-        B, C, H, W = x.shape
-        text = torch.cat([self.nothing.expand(B, -1, -1), self.norm_text(cond.emb.to(self.nothing.dtype))], 1)
-        q = self.q(self.norm(x)).flatten(2).unflatten(1, (self.heads, -1)).transpose(-1, -2)      # [B, heads, HW, C/heads]
-        k, v = self.kv(text).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)              # each [B, heads, L+1, C/heads]
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=F.pad(cond.mask, (1, 0), value=True)[:, None, None])
-        return x + self.out(h.transpose(-1, -2).reshape(B, C, H, W))
+    def asked(self, x, cond):
+        "Queries `[B, heads, HW, C/heads]`, keys and values `[B, heads, L+1, C/heads]`, mask `[B, 1, 1, L+1]`; the first key is `nothing`"
+        text = torch.cat([self.nothing.expand(len(x), -1, -1), self.norm_text(cond.emb.to(self.nothing.dtype))], 1)
+        q = self.q(self.norm(x)).flatten(2).unflatten(1, (self.heads, -1)).transpose(-1, -2)
+        return q, *self.kv(text).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4), F.pad(cond.mask, (1, 0), value=True)[:, None, None]
+
+    def forward(self, x, cond): return x + self.out(F.scaled_dot_product_attention(*self.asked(x, cond)).transpose(-1, -2).reshape(x.shape))
 
 # %% ../nbs/01_unet.ipynb #74f93edf
 class Upsample(nn.Sequential):
