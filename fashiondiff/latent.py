@@ -61,9 +61,10 @@ def encode_to_disk(
 
 # %% ../nbs/11_latent.ipynb #1453574f
 def vae_key(vae):
-    "Changes when an autoencoder's weights do"
+    "Changes when what an autoencoder makes of photos does; another decoder is no reason to encode anew"
     h = hashlib.sha256()
-    for p in vae.state_dict().values(): h.update(p.detach().cpu().float().numpy().tobytes())
+    for k, p in vae.state_dict().items():
+        if not k.startswith('dec.'): h.update(p.detach().cpu().float().numpy().tobytes())
     return h.hexdigest()
 
 def latent_captions(

@@ -751,7 +751,7 @@ def _read_weights(path):
 # %% ../nbs/02_training.ipynb #d6364a8a
 elsewhere = dict(                                                                    # weights that the wheel leaves out, and the SHA-256 of each
     latent256='235ebf53147c8d6a5bb74dc302070fcc60af14357df5ae5016e03870b1ebad68',
-    vae='81c17a9841dc193d2f69536b9cd7bf286914db66e2bd87823ff574ca09427b83',
+    vae='086bec17105e2b7c17d312a334f29fb7365d9215ce08e576e0918d8ac8f8b401',
     vae16='369fabc4592fa7691c72ffa69fac4c2c2347865a2ab497d70fae1f4490946176')
 
 def _download(name):

@@ -167,6 +167,11 @@ def _fool(vae, critic, y):
     for p in critic.parameters(): p.requires_grad_(True)
     return said
 
+def _disturbed(post, most, g):
+    "A draw from the posterior, and noise of its own for each photo, of a standard deviation up to `most`"
+    like = dict(generator=g, device=post.mean.device); z = post.sample(torch.randn(post.mean.shape, **like))
+    return z + most * torch.rand(len(z), 1, 1, 1, **like) * torch.randn(z.shape, **like)
+
 def train_vae(
     vae,  # a `VAE`, trained in place
     batches,  # gives photos by `.at(step)`
@@ -175,11 +180,12 @@ def train_vae(
     edges=.25,  # weight of the edge loss
     kl=3e-4,  # weight of the KL term
     adversarial=0.,  # weight of the critic's verdict
+    noise=0.,  # more of it in the latents of each photo: up to so many of their standard deviations
     critic_from=.5,  # share of the steps after which the critic's verdict counts
     decay=.999,  # of the average of the weights
     seed=0,  # of the noise in the latents
 ):
-    "Train; yields a `VAELog` and the averaged `VAE` after each step"
+    "Train whatever is not frozen; yields a `VAELog` and the averaged `VAE` after each step"
     device = vae.shift.device; vae.to(memory_format=torch.channels_last)
     averaged = AveragedModel(vae, avg_fn=lambda mean, new, n: mean.lerp(new, 1 - ema_decay(int(n), decay)))
     critic = PatchCritic().to(device, memory_format=torch.channels_last) if adversarial else None
@@ -189,7 +195,7 @@ def train_vae(
             for group in o.param_groups: group['lr'] = lr * lr_factor(step, steps, min(100, steps // 10), 'cosine')
         x = batches.at(step)
         with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16):
-            post = vae.posterior(x); z = post.sample(torch.randn(post.mean.shape, generator=rng(seed, step, salt=8, device=device), device=device))
+            post = vae.posterior(x); z = _disturbed(post, noise * vae.scale, rng(seed, step, salt=8, device=device))
             y = vae.dec(z).float(); fooled = _fool(vae, critic, y) if critic else torch.zeros(())
             log = VAELog(step + 1, (y - x).abs().mean(), edge_loss(y, x), post.kl(), fooled)
             (log.l1 + edges * log.edges + kl * log.kl - adversarial * (step >= critic_from * steps) * fooled).backward()

@@ -3,7 +3,7 @@ import contextlib, math, multiprocessing, os, resource, sys, time, traceback
 from pathlib import Path
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["fashiondiff.commands", "accelerate", "torch._dynamo", "matplotlib.pyplot"])
+server.set_forkserver_preload(["fashiondiff.commands", "accelerate", "torch._dynamo", "matplotlib.pyplot", "torchvision.transforms.v2", "ipywidgets", "transformers", "diffusers", "nbdev.test"])
 
 TINY = ["--dataset", "sample", "--device", "cpu", "--wandb", "disabled", "--preset", "tiny", "--base_channels", "16", "--batch_size", "20", "--timesteps", "5",
         "--lr_warmup", "5", "--mixed_precision", "no", "--sample_epochs", "0", "--checkpoint_epochs", "0", "--log_steps", "1"]
@@ -26,11 +26,14 @@ def wait_for(condition, seconds=60):
         time.sleep(.002)
     return found
 
-def command(main, argv, said, before=None, args=()):
-    "One of the commands, as from a shell: what it says goes to a file, its exit code is the process's"
+def speak_to(said):
+    "From here on all that this process says goes to a file"
     fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(fd, 1); os.dup2(fd, 2); sys.stdout, sys.stderr = (open(i, "w", buffering=1, closefd=False) for i in (1, 2))
-    code = 0
+
+def command(main, argv, said, before=None, args=()):
+    "One of the commands, as from a shell: what it says goes to a file, its exit code is the process's"
+    speak_to(said); code = 0
     try:
         if before: before(*args)
         from fashiondiff import commands
@@ -42,6 +45,11 @@ def command(main, argv, said, before=None, args=()):
 def train(out, *flags, said=None, before=None, args=()):
     "`fashiondiff_train` on a small scale, in a process of its own"
     return start(command, "train_main", [*TINY, "--out", out, *flags], said or f"{out}.txt", before, args)
+
+def notebook(path, said):
+    "A notebook from top to bottom; cells marked `#| slow` keep their stored outputs"
+    from nbdev.test import test_nb
+    speak_to(said); sys.exit(not test_nb(Path(path), skip_flags=["slow"])[0])
 
 def traced(out, trace, steps, minutes):
     "Train or go on, and note every step in a file"

@@ -2,7 +2,7 @@
 import base64, io, os, shutil, socket, subprocess, sys, time, urllib.request, warnings
 import nbformat, pytest
 from PIL import Image, ImageChops, ImageStat
-from fashiondiff import denoising_explorer, guidance_explorer, noise_explorer
+from fashiondiff import denoising_explorer, guidance_explorer, noise_explorer, prompt_explorer
 from make_readme import ROOT
 
 chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -56,7 +56,7 @@ class Shown:
     def value(self, description):
         c = self.control(description)
         if c.locator("select").count(): return c.locator("select option:checked").inner_text()
-        if c.locator("input").count(): return float(c.locator("input").input_value())
+        if c.locator("input").count(): return c.locator("input").input_value()
         return float(c.locator(".widget-readout").inner_text().replace(",", ""))
 
     def settles_at(self, explorer, seconds=40):
@@ -96,7 +96,7 @@ def choose(shown, description, key):
     "by keyboard: JupyterLab takes bare arrow keys for itself, so the list is opened first"
     target = shown.control(description).locator("select"); target.focus(); target.press("Alt+ArrowDown"); shown.page.keyboard.press(key); shown.page.keyboard.press("Enter")
 
-def number(shown, description, text):
+def write(shown, description, text):
     field = shown.control(description).locator("input"); field.click(); field.fill(text); field.press("Enter")
 
 def test_noise_explorer(lab, browser):
@@ -107,7 +107,7 @@ def test_noise_explorer(lab, browser):
     moves(shown, mine, lambda: choose(shown, "schedule", "ArrowDown"))
     moves(shown, mine, lambda: shown.control("class").locator("select").select_option("bag"))
     moves(shown, mine, lambda: key(shown, "image", "ArrowRight"))
-    moves(shown, mine, lambda: number(shown, "seed", "7"))
+    moves(shown, mine, lambda: write(shown, "seed", "7"))
     assert not shown.errors, shown.errors
     shown.page.close()
 
@@ -118,7 +118,7 @@ def test_guidance_explorer(lab, browser):
     moves(shown, mine, lambda: drag(shown, "steps", .05))
     moves(shown, mine, lambda: choose(shown, "sampler", "ArrowUp"))
     moves(shown, mine, lambda: shown.control("class").locator("select").select_option("trouser"))
-    moves(shown, mine, lambda: number(shown, "seed", "3"))
+    moves(shown, mine, lambda: write(shown, "seed", "3"))
     assert not shown.errors, shown.errors
     shown.page.close()
 
@@ -131,6 +131,16 @@ def test_denoising_explorer(lab, browser):
     moves(shown, mine, lambda: drag(shown, "step", 1.))
     moves(shown, mine, lambda: key(shown, "steps", "ArrowLeft"))
     moves(shown, mine, lambda: shown.control("class").locator("select").select_option("dress"))
+    assert not shown.errors, shown.errors
+    shown.page.close()
+
+def test_prompt_explorer(lab, browser):
+    shown, mine = Shown(lab, browser, "prompt", "from fashiondiff import prompt_explorer\nex = prompt_explorer('photos64', 2)\nex"), prompt_explorer("photos64", 2)
+    assert shown.settles_at(mine), "the first picture"
+    moves(shown, mine, lambda: write(shown, "prompt", "a blue shirt"))
+    moves(shown, mine, lambda: write(shown, "not", "a person"))
+    moves(shown, mine, lambda: key(shown, "scale", "ArrowRight"))
+    moves(shown, mine, lambda: write(shown, "seed", "3"))
     assert not shown.errors, shown.errors
     shown.page.close()
 

@@ -2,6 +2,7 @@
 import csv, json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
+import forks
 from PIL import Image
 from fashiondiff.commands import sample_main, train_main
 from fashiondiff.training import load_model, read_checkpoint
@@ -38,12 +39,10 @@ def test_a_run_describes_itself(whole):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_resumed_after_a_signal_it_ends_bitwise_the_same(whole, tmp_path, how):
     out = tmp_path / "run"
-    p = subprocess.Popen([str(c) for c in [*TRAIN, "--out", out, "--checkpoint_epochs", "1"]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for _ in range(6000):
-        if list(out.glob("checkpoint_epoch_*.pth")) or p.poll() is not None: break
-        time.sleep(0.05)
-    p.send_signal(how); p.communicate(timeout=120)
-    assert p.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 0, signal.SIGINT: 130}[how], p.returncode
+    p = forks.start(forks.command, "train_main", [*TRAIN[4:], "--out", out, "--checkpoint_epochs", "1"], tmp_path / "said")
+    forks.wait_for(lambda: list(out.glob("checkpoint_epoch_*.pth")) or p.exitcode is not None)
+    os.kill(p.pid, how)
+    assert forks.end(p) == {signal.SIGKILL: -9, signal.SIGTERM: 0, signal.SIGINT: 130}[how], (tmp_path / "said").read_text()
     assert not (out / "final_model.pth").exists()
     train("--out", out, "--resume")
     a, b = read_checkpoint(whole / "checkpoint_last.pth"), read_checkpoint(out / "checkpoint_last.pth")

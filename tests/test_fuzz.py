@@ -16,10 +16,8 @@ def fuzz(cases, seed):
     opened, refused = map(int, re.search(r"(\d+) opened, (\d+) refused, 0 wrong", done.stdout).groups())
     assert opened and refused and opened + refused == cases
 
-def test_ninety_spoiled_files(): fuzz(90, 0)
-
-@pytest.mark.slow
-def test_a_thousand_spoiled_files(): fuzz(1000, 1)
+@pytest.mark.parametrize("cases, seed", [(45, 0), pytest.param(1000, 1, marks=pytest.mark.slow)])
+def test_spoiled_files(cases, seed): fuzz(cases, seed)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -2,16 +2,16 @@
 import json, re, shutil, subprocess, sys
 from pathlib import Path
 import nbformat, pytest
+import forks
 from make_readme import ROOT, readme
 
 notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", notebooks, ids=lambda p: p.stem)
-def test_runs_from_top_to_bottom(path):
+def test_runs_from_top_to_bottom(path, tmp_path):
     "in a process of its own, as a kernel would be; cells marked `#| slow` keep their stored outputs"
-    code = f"from pathlib import Path; from nbdev.test import test_nb; import sys; sys.exit(not test_nb(Path({str(path)!r}), skip_flags=['slow'])[0])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-4000:]
+    said = tmp_path / "said"
+    assert forks.end(forks.start(forks.notebook, path, said), 900) == 0, said.read_text()[-4000:]
 
 @pytest.mark.parametrize("path", notebooks, ids=lambda p: p.stem)
 def test_stored_outputs_are_clean(path):

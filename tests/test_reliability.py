@@ -42,12 +42,13 @@ def run(tmp_path_factory):
 
 # killed anywhere
 
-def test_killed_at_twenty_random_moments_it_ends_bitwise_the_same(tmp_path):
+@pytest.mark.parametrize("times", [8, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_bitwise_the_same(tmp_path, times):
     "SIGKILL at random steps, every other time in the middle of writing a checkpoint; each time at most the work since the last checkpoint is done again"
     steps, chance, halves, out, trace = 110, random.Random(2026), 0, tmp_path / "killed", tmp_path / "trace"
     assert forks.end(forks.start(forks.traced, tmp_path / "whole", tmp_path / "all", steps, 60)) == 0
     trace.touch()
-    for i, at in enumerate(sorted(chance.sample(range(2, steps - 30), 20))):
+    for i, at in enumerate(sorted(chance.sample(range(2, steps - 30), times))):
         last = newest_checkpoint(out); begin = read_checkpoint(last)["step"] if last else 0
         known = len(trace.read_text().split())
         p = forks.start(forks.traced, out, trace, steps, .0005)
@@ -57,7 +58,7 @@ def test_killed_at_twenty_random_moments_it_ends_bitwise_the_same(tmp_path):
         p.kill(); assert forks.end(p) == -signal.SIGKILL
         halves += bool(list(out.glob(".checkpoint_last.pth.*")))
         assert int(trace.read_text().split()[known]) == begin + 1, "it went back further than its last checkpoint"
-    assert halves >= 5, f"only {halves} of 20 were killed in the middle of writing"
+    assert halves >= times // 4, f"only {halves} of {times} were killed in the middle of writing"
     assert forks.end(forks.start(forks.traced, out, trace, steps, .0005)) == 0
     whole, killed = (read_checkpoint(tmp_path / n / "checkpoint_last.pth") for n in ("whole", "killed"))
     assert same(whole, killed) and whole["step"] == steps
