@@ -34,14 +34,13 @@ def test_two_real_halves_score_far_below_any_generated_set():
     except DataError: images = sample_data()[0][torch.randperm(1000, generator=rng(1))]
     n = len(images) // 2
     half, rest = (summarise("fmnist", map(to_float, x.split(500))).moments for x in (images[:n], images[n:]))
-    few = summarise("fmnist", [to_float(images[:300])]).moments
+    few = summarise("fmnist", [to_float(images[:500])]).moments
     for name in (n for n in shipped_models() if load_model(n).config.dataset == "fashion_mnist"):
         model, schedule, *_ = load_model(name)
-        for scale in (1., 1.5):
-            made = sample(guide(model, scale), schedule, classes, n=30, steps=6, batch_size=100)
-            generated = frechet_distance(summarise("fmnist", made.split(150)).moments, rest)
-            assert generated > frechet_distance(few, rest), "at the same sample size"
-            if n == 5000: assert generated > 10 * frechet_distance(half, rest), (name, scale)
+        made = sample(guide(model, 1.5), schedule, classes, n=50, steps=6, batch_size=100)
+        generated = frechet_distance(summarise("fmnist", made.split(250)).moments, rest)
+        assert generated > frechet_distance(few, rest), "at the same sample size"
+        if n == 5000: assert generated > 10 * frechet_distance(half, rest), name
 
 def evaluate(*flags): eval_main([*EVAL, *map(str, flags)])
 
