@@ -84,13 +84,13 @@ class VAE(nn.Module):
         self.register_buffer('shift', torch.zeros(latent_channels, 1, 1)); self.register_buffer('scale', torch.ones(latent_channels, 1, 1))
 
     def posterior(self, x):
-        "Mean and log-variance of what photos become, before shift and scale"
+        "Mean and log-variance of what photos `[B, 3, H, W]` become, before shift and scale. Raises `ValueError` for sides that the factor does not divide."
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor: raise ValueError(f'photos of {x.shape[-2]}×{x.shape[-1]} pixels: this autoencoder needs sides divisible by {self.factor}')
         mean, log_var = self.enc(x.to(self.shift.dtype)).float().chunk(2, 1)
         return Posterior(mean, log_var.clamp(-20, 10))
 
-    def encode(self, x): "Photos to latents of mean 0 and standard deviation 1"; return (self.posterior(x).mean - self.shift.float()) / self.scale.float()
-    def decode(self, z): "Latents to photos"; return self.dec((z * self.scale + self.shift).to(self.shift.dtype)).float()
+    def encode(self, x): "Photos `[B, 3, H, W]` in [-1, 1] to latents `[B, C, H/f, W/f]` of mean 0 and standard deviation 1: the posterior's means"; return (self.posterior(x).mean - self.shift.float()) / self.scale.float()
+    def decode(self, z): "Latents `[B, C, h, w]` to photos `[B, 3, f·h, f·w]`, about in [-1, 1]: not clamped"; return self.dec((z * self.scale + self.shift).to(self.shift.dtype)).float()
     def forward(self, x): "There and back"; return self.decode(self.encode(x))
 
 # %% ../nbs/10_vae.ipynb #127984e7
@@ -180,7 +180,7 @@ def train_vae(
     edges=.25,  # weight of the edge loss
     kl=3e-4,  # weight of the KL term
     adversarial=0.,  # weight of the critic's verdict
-    noise=0.,  # more of it in the latents of each photo: up to so many of their standard deviations
+    noise=0.,  # more of it in the latents of each photo: up to so many times `vae.scale`, their standard deviation once it has been measured
     critic_from=.5,  # share of the steps after which the critic's verdict counts
     decay=.999,  # of the average of the weights
     seed=0,  # of the noise in the latents
@@ -210,7 +210,8 @@ def widened(
     vae,  # a `VAE`
     latent_channels,  # more than it has
 ):
-    "A copy with more latent channels, which for the time being are ignored: a start for training"
+    "A copy with more latent channels, which for the time being are ignored: a start for training. Raises `ValueError` for fewer."
+    if latent_channels < vae.latent_channels: raise ValueError(f'latent_channels {latent_channels}: it has {vae.latent_channels} already')
     wide = VAE(**(vae.settings | dict(latent_channels=latent_channels))); state, c = wide.state_dict(), vae.latent_channels
     for name, old in vae.state_dict().items():
         if old.shape == state[name].shape: state[name] = old
@@ -310,9 +311,9 @@ def tiled(
     f,  # a local function of images, such as `vae.decode`
     x,  # `[B, C, H, W]`
     tile=64,  # rows and columns of `x` that are computed at a time …
-    margin=16,  # … and so many more on each side, seen and thrown away
+    margin=16,  # … and so many more on each side, seen and thrown away; enough for `VAE.decode`, while `encode` wants `tile=512, margin=128`
 ):
-    "`f(x)`, computed tile by tile: the same up to rounding if no output depends on inputs further away than `margin`"
+    "`f(x)`, computed tile by tile: the same up to rounding if no output depends on inputs further away than `margin`. Where `f` makes images smaller, its factor has to divide both numbers."
     H, W = x.shape[2:]; rows = []
     for top in range(0, H, tile):
         row = []

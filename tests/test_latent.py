@@ -97,11 +97,11 @@ def tick(_):
     if n == 2: os._exit(9)
 encode_to_disk(load_vae({str(there / 'vae.safetensors')!r}), torch.load({str(tmp_path / 'x.pt')!r}), {str(tmp_path / 'z')!r}, part=16, tick=tick)"""
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
-    done = json.loads((tmp_path / "z/parts.json").read_text()); assert len(done) == 2
+    done = json.loads((tmp_path / "z/parts.json").read_text()); del done["of"]; assert len(done) == 2
     times = {n: (tmp_path / "z" / n).stat().st_mtime_ns for n in done}; vae = load_vae(there / "vae.safetensors")
     z = encode_to_disk(vae, images, tmp_path / "z", 16); assert torch.equal(z, encode_to_disk(vae, images, tmp_path / "y", 16)) and len(z) == 2 * len(images)
     assert times == {n: (tmp_path / "z" / n).stat().st_mtime_ns for n in done}
-    assert all(hashlib.sha256((tmp_path / "z" / n).read_bytes()).hexdigest() == d for n, d in json.loads((tmp_path / "z/parts.json").read_text()).items())
+    assert all(hashlib.sha256((tmp_path / "z" / n).read_bytes()).hexdigest() == d for n, d in json.loads((tmp_path / "z/parts.json").read_text()).items() if n != "of")
 
 def test_captions_stay_with_their_photos(there, monkeypatch):
     monkeypatch.setenv("FASHIONDIFF_CACHE", str(there / "cache")); vae = load_vae(there / "vae.safetensors"); p = photos("train", there / "data", 64)
@@ -133,7 +133,7 @@ def test_latents_that_do_not_fit_are_named_in_one_line(there, change, said, tmp_
 
 def test_the_same_seed_the_same_picture(there, paint):
     a = paint("a red shirt", steps=3); assert a.shape == (1, 3, 64, 64) and torch.equal(a, paint("a red shirt", steps=3))
-    ask = lambda **kw: text_to_image("a red shirt", 3, model=str(there / "run"), device="cpu", **kw)
+    ask = lambda **kw: text_to_image("a red shirt", steps=3, model=str(there / "run"), device="cpu", **kw)
     assert torch.equal(ask(), ask()) and (ask() - a).abs().max() < .1 and not torch.equal(ask(), ask(seed=1)), "in bfloat16 where the processor has it"
     assert (paint(["a red shirt", "a bag"], steps=3)[:1] - a).abs().max() < 1 / 127.5 and not torch.equal(paint("a red shirt", steps=3, seed=1), a)
 
@@ -145,7 +145,7 @@ def test_a_negative_prompt_leads_away_and_none_is_as_before(paint):
 def test_holes_are_filled_and_the_rest_is_kept(there, paint):
     x = to_float(photos("test", there / "data", 64).images[:2]); mask = torch.ones(2, 1, 64, 64); mask[..., 20:40, 20:40] = 0
     y = fill_in(paint, x, mask, "a red shirt", steps=3); assert torch.equal(y * mask, x * mask) and not torch.equal(y, x)
-    hole = x.clone(); hole[..., 20:40, 20:40] = .5; assert (fill_in(paint, hole, mask, "a red shirt", steps=3) * (1 - mask)).abs().sum() > 0
+    hole = x.clone(); hole[..., 20:40, 20:40] = .5; assert torch.equal(fill_in(paint, hole, mask, "a red shirt", steps=3), y), "it looked into the hole"
     m = latent_mask(mask, 8); assert m.shape == (2, 1, 8, 8) and m[0, 0, 2:5, 2:5].sum() == 0 and m[0, 0, 0].all()
 
 def test_strength_says_how_much_is_redone(there, paint):
@@ -165,7 +165,7 @@ def test_shipped_autoencoders_fold_photos():
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=rng(3)) * 1.6 - .8, (96, 96), mode="bicubic").clamp(-1, 1)
     names = [n for n in shipped_files() if n.startswith("vae")]; assert "vae" in names
     for name in names:
-        v = load_vae(name); assert {"trained", "hardware", "psnr"} <= set(v.card), name
+        v = load_vae(name); assert {"trained", "hardware", "psnr"} <= set(v.card) and "dB" in v.card["psnr"], name
         with torch.no_grad(): assert psnr(v(x), x) > 20 and v.encode(x).abs().max() < 8
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -189,9 +189,9 @@ def test_a_model_from_the_hub(tmp_path):
 def test_diffusers_draws_the_same_picture(paint, tmp_path):
     from diffusers import DiffusionPipeline
     from fashiondiff.hub import save_pipeline
-    folder = save_pipeline(paint, tmp_path / "pipe"); pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder / "pipeline.py"), trust_remote_code=True); pipe.set_progress_bar_config(disable=True)
+    folder = save_pipeline(paint, tmp_path / "pipe"); pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True); pipe.set_progress_bar_config(disable=True)
     for how in (dict(negative="", scale=2.), dict(negative="a bag", scale=3.)):
-        theirs = pipe(["a red shirt", "a blue bag"], how["negative"], 12, how["scale"], seed=4, output_type="pt"); ours = paint(["a red shirt", "a blue bag"], 1, 12, how["scale"], how["negative"], 4)
+        theirs = pipe(["a red shirt", "a blue bag"], how["negative"], 12, how["scale"], seed=4, output_type="pt").images; ours = paint(["a red shirt", "a blue bag"], 1, 12, how["scale"], how["negative"], 4)
         assert (theirs - ours).abs().max() < 1e-3 and (ours[0] - ours[1]).abs().max() > .01
-    noise = torch.randn(1, 4, 8, 8, generator=rng(1)); assert torch.equal(pipe("a bag", latents=noise, num_inference_steps=2, output_type="pt"), pipe("a bag", latents=noise, seed=9, num_inference_steps=2, output_type="pt"))
+    noise = torch.randn(1, 4, 8, 8, generator=rng(1)); assert torch.equal(pipe("a bag", latents=noise, num_inference_steps=2, output_type="pt").images, pipe("a bag", latents=noise, seed=9, num_inference_steps=2, output_type="pt").images)
     card = (folder / "README.md").read_text(); assert card.startswith("---\n") and "pipeline_tag: text-to-image" in card and "latent64" in card
