@@ -750,7 +750,7 @@ def _read_weights(path):
 
 # %% ../nbs/02_training.ipynb #d6364a8a
 elsewhere = dict(                                                                    # weights that the wheel leaves out, and the SHA-256 of each
-    latent256='c73d8a8fd141a4f042bf00286b2d3bb06da881ec3f4b0a14d4b39df54d6c5e88',
+    latent256='907579b1a54981df8fbb6b2c109414aa8372e716b4e13af42b79798d64828b21',
     vae='b27fa0b9d8d54a4ff9e506d271b72c99bcd82844dedadab36f70c9ca9f62c990',
     vae16='369fabc4592fa7691c72ffa69fac4c2c2347865a2ab497d70fae1f4490946176')
 

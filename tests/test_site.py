@@ -40,7 +40,7 @@ class Page:
         self.code = [c for c in self.cells if c.cell_type == "code"]
         self.figures = [(c, o["data"]) for c in self.code for o in c.get("outputs", []) if any(k.startswith("image/") for k in o.get("data", {}))]
         self.html = "".join("".join(o["data"]["text/html"]) for c in self.code for o in c.get("outputs", []) if "text/html" in o.get("data", {}))
-        labels = [options(c)["label"] for c in self.code if "label" in options(c)] + re.findall(r"\{#([\w-]+)\}", self.text)
+        labels = [options(c)["label"] for c in self.code if "label" in options(c)] + re.findall(r"\{#([\w-]+)[ }]", self.text)
         assert len(labels) == len(set(labels)), f"{self.name}: a label twice: {labels}"
         self.labels = set(labels)
         self.anchors = self.labels | {pandoc_id(h) for h in re.findall(r"^#{1,6}\s+(.*)$", prose(self.text.replace("`", "")), re.M)}
