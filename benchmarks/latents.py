@@ -2,8 +2,9 @@
 
 Photos of 256 pixels, asked for in words. `latents`: 32 × 32 × 4 of the autoencoder that comes with the project, folded 2 × 2. `pixels/16`: folded
 16 × 16, which gives as many positions, so that a step costs about the same; it predicts x0, since 64 channels cannot hold noise for 768 numbers.
-`pixels/8`: folded 8 × 8, four times as many positions. After each half of the time, 456 captions of photos held out are drawn (10 steps, guidance 2),
-and their Fréchet distance is measured by the judge that comes with the package, at 64 pixels. Writes OUT/latents.json.
+`pixels/8`: folded 8 × 8, four times as many positions. After all of the time, half of it, a quarter and so on, down to a minute, captions of photos held out are drawn
+(10 steps, guidance 2), and their Fréchet distance is measured by the judge that comes with the package, at 64 pixels. Writes OUT/latents.json, where
+rows of other ways stay.
 """
 import argparse, json, math, time
 from pathlib import Path
@@ -36,19 +37,19 @@ def distance(trainer, vae, encoder, said, judge, real):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--minutes", type=float, default=3.); p.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS); p.add_argument("--n_samples", type=int, default=456); p.add_argument("--device", default="cpu"); p.add_argument("--data"); p.add_argument("--out", default="runs/latents")
-    args = p.parse_args(); rows = []
+    args = p.parse_args(); path = Path(args.out) / "latents.json"; rows = [r for r in json.loads(path.read_text())["rows"] if r["way"] not in args.ways] if path.is_file() else []
     for way in args.ways:
         c = make_config("latent256", batch_size=64, steps=10**6, lr_decay="none", lr_warmup=50, ema_decay=.99, **WAYS[way]); judge = load_judge()
         test = photos("test", args.data, 256, c.fit); step = len(test) // args.n_samples; real = summarise(judge, small(test.images).split(500)).moments
         said = [s[1] for s in captioned(c.dataset, "test", args.data, 256, c.fit)[1]][::step][:args.n_samples]
         encoder, vae = get_encoder(c.text_encoder, c.text_length, args.device), load_vae(c.autoencoder, args.device) if c.autoencoder else None
-        trainer = Trainer(c, batches(c, encoder, args.data), make_accelerator(args.device, c.mixed_precision)); spent, marks, t0 = 0., [args.minutes * 30, args.minutes * 60], time.monotonic()
+        trainer = Trainer(c, batches(c, encoder, args.data), make_accelerator(args.device, c.mixed_precision)); spent, t0 = 0., time.monotonic(); marks = [args.minutes * 60 / 2**i for i in range(9) if args.minutes / 2**i >= 1 or not i][::-1]
         for log in trainer:
             if spent + time.monotonic() - t0 < marks[0]: continue
             spent += time.monotonic() - t0; fd, seconds = distance(trainer, vae, encoder, said, judge, real)
             rows.append(dict(way=way, steps=trainer.step, seconds=spent, fd=fd, seconds_a_picture=seconds, parameters=sum(p.numel() for p in trainer.raw.parameters()))); print(rows[-1], flush=True)
             t0 = time.monotonic(); marks.pop(0)
             if not marks: break
-    Path(args.out).mkdir(parents=True, exist_ok=True); write_whole(Path(args.out) / "latents.json", lambda f: f.write(json.dumps(dict(rows=rows, n=len(said)), indent=1).encode()))
+    path.parent.mkdir(parents=True, exist_ok=True); write_whole(path, lambda f: f.write(json.dumps(dict(rows=rows, n=len(said)), indent=1).encode()))
 
 if __name__ == "__main__": main()
