@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from .data import to_uint8
 from .latent import Painter
 from .sampling import noise_like, timesteps
 from .training import ConfigError, build, config_from, schedule_of, write_whole

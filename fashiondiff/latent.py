@@ -7,8 +7,8 @@ __all__ = ['W', 'plt', 'vae_key', 'encode_to_disk', 'latent_captions', 'Painter'
            'fill_in', 'between', 'attention_maps', 'draw_prompt', 'prompt_explorer']
 
 # %% ../nbs/11_latent.ipynb #801b12eb
-import contextlib, hashlib, json, math
-from functools import lru_cache, partial
+import hashlib, json, math
+from functools import lru_cache
 from pathlib import Path
 import torch, torch.nn.functional as F
 from safetensors import SafetensorError
@@ -17,9 +17,9 @@ from .data import DataError, cache_dir, lazy, show_images, to_float
 from .guidance import guide
 from .sampling import img2img, inpaint, sample, samplers
 from .schedule import explorer
-from .text import CaptionBatches, captioned, get_encoder
+from .text import captioned, get_encoder
 from .training import ConfigError, load_model, pick_device, pick_dtype, write_whole
-from .unet import CrossAttention, TextCond, each
+from .unet import CrossAttention, TextCond
 from .vae import load_vae, to_photos
 
 # %% ../nbs/11_latent.ipynb #a65d24cb
@@ -45,6 +45,7 @@ def _read_part(path, digest):
     try: raw = path.read_bytes(); return load(raw)['latents'] if digest and hashlib.sha256(raw).hexdigest() == digest else None
     except (OSError, SafetensorError, KeyError): return None
 
+# %% ../nbs/11_latent.ipynb #55440275
 @torch.no_grad()
 def encode_to_disk(
     vae,  # an autoencoder
@@ -162,6 +163,7 @@ def repaint(
     cond = painter.encoder([prompt]).repeat_interleave(len(images))
     return painter.decode(img2img(painter.guided(guidance_scale), painter.schedule, painter.encode(images), cond, strength, steps=steps, seed=seed, clip=painter.vae is None))
 
+# %% ../nbs/11_latent.ipynb #86b1c2f8
 def latent_mask(
     mask,  # 1 where a photo is known, 0 where not, `[B, 1, H, W]`
     factor,  # pixels that became one latent, in each direction

@@ -172,6 +172,7 @@ def _disturbed(post, most, g):
     like = dict(generator=g, device=post.mean.device); z = post.sample(torch.randn(post.mean.shape, **like))
     return z + most * torch.rand(len(z), 1, 1, 1, **like) * torch.randn(z.shape, **like)
 
+# %% ../nbs/10_vae.ipynb #e94640bb
 def train_vae(
     vae,  # a `VAE`, trained in place
     batches,  # gives photos by `.at(step)`
