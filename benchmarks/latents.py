@@ -12,13 +12,12 @@ import torch
 from fashiondiff.data import to_uint8
 from fashiondiff.evaluation import frechet_distance, summarise
 from fashiondiff.guidance import guide
-from fashiondiff.latent import latent_captions
+from fashiondiff.latent import judged, latent_captions
 from fashiondiff.photos import photos
 from fashiondiff.sampling import sample
 from fashiondiff.text import CaptionBatches, captioned, get_encoder, load_judge
 from fashiondiff.training import Trainer, make_accelerator, make_config, write_whole
 from fashiondiff.vae import load_vae, to_photos
-from photos import small
 
 PIXELS = dict(autoencoder="", image_size=256, channels=3, schedule_shift=2 * math.log(32 / 256))
 WAYS = {"latents": {}, "pixels/16": PIXELS | dict(patch_size=16, prediction="x0"), "pixels/8": PIXELS | dict(patch_size=8, attention_resolutions=(8,))}
@@ -31,7 +30,7 @@ def batches(config, encoder, data):
 def distance(trainer, vae, encoder, said, judge, real):
     "Fréchet distance of pictures drawn from captions, and the seconds of drawing one"
     t0, guided = time.monotonic(), guide(trainer.averaged, 2.)
-    with torch.autocast(trainer.device.type, torch.bfloat16): x = torch.cat([small(to_uint8(to_photos(vae, sample(guided, trainer.schedule, encoder(said[i:i + 16]), 1, "dpmpp_2m", 10, i, batch_size=16, clip=vae is None)))) for i in range(0, len(said), 16)])
+    with torch.autocast(trainer.device.type, torch.bfloat16): x = torch.cat([judged(to_uint8(to_photos(vae, sample(guided, trainer.schedule, encoder(said[i:i + 16]), 1, "dpmpp_2m", 10, i, batch_size=16, clip=vae is None)))) for i in range(0, len(said), 16)])
     return frechet_distance(summarise(judge, x.split(500)).moments, real), (time.monotonic() - t0) / len(said)
 
 def main():
@@ -40,7 +39,7 @@ def main():
     args = p.parse_args(); path = Path(args.out) / "latents.json"; rows = [r for r in json.loads(path.read_text())["rows"] if r["way"] not in args.ways] if path.is_file() else []
     for way in args.ways:
         c = make_config("latent256", batch_size=64, steps=10**6, lr_decay="none", lr_warmup=50, ema_decay=.99, **WAYS[way]); judge = load_judge()
-        test = photos("test", args.data, 256, c.fit); step = len(test) // args.n_samples; real = summarise(judge, small(test.images).split(500)).moments
+        test = photos("test", args.data, 256, c.fit); step = len(test) // args.n_samples; real = summarise(judge, judged(test.images).split(500)).moments
         said = [s[1] for s in captioned(c.dataset, "test", args.data, 256, c.fit)[1]][::step][:args.n_samples]
         encoder, vae = get_encoder(c.text_encoder, c.text_length, args.device), load_vae(c.autoencoder, args.device) if c.autoencoder else None
         trainer = Trainer(c, batches(c, encoder, args.data), make_accelerator(args.device, c.mixed_precision)); spent, t0 = 0., time.monotonic(); marks = [args.minutes * 60 / 2**i for i in range(9) if args.minutes / 2**i >= 1 or not i][::-1]

@@ -7,7 +7,7 @@ __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'file_name', '
            'names_of', 'what_to_draw', 'vae_of', 'sample_command', 'sample_main', 'train_parser', 'config_of',
            'tracker', 'wandb_mode', 'flat', 'preview_conds', 'preview', 'signals', 'batches_of', 'check_fit',
            'train_command', 'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'write_table',
-           'eval_command', 'eval_main', 'main']
+           'eval_painter', 'eval_command', 'eval_main', 'main']
 
 # %% ../nbs/06_commands.ipynb #ca177caf
 import argparse, contextlib, json, math, os, re, signal, sys, time, warnings
@@ -20,7 +20,7 @@ from .data import Batches, class_id, class_lists, classes, lazy, load_data, to_f
 from .evaluation import (EvaluationError, extractors, fingerprint, generate, make_reference, measure, measure_floor, read_images, real_images,
     show_confusion, show_falling, show_neighbours, to_markdown)
 from .guidance import guide, middle
-from .latent import latent_captions
+from .latent import Painter, latent_captions, measure_painter
 from .sampling import default_steps, network_calls, sample, sample_batches, samplers
 from .text import CaptionBatches, captioned, get_encoder
 from .vae import load_vae, to_photos
@@ -368,11 +368,11 @@ def eval_parser():
     p.add_argument('--n_samples', type=int, default=10_000, help='images to draw')
     p.add_argument('--sampler', default='dpmpp_2m', help=', '.join(samplers))
     p.add_argument('--steps', type=int, default=None, help="intervals (the sampler's own)")
-    p.add_argument('--guidance_scale', type=float, default=1.25, help='1 is as trained')
-    p.add_argument('--guidance_interval', type=_interval, default=(.3, 3.), metavar='LO,HI', help='ratios of noise to signal between which it acts; 0,1e9 is everywhere')
+    p.add_argument('--guidance_scale', type=float, default=None, help='1 is as trained (1.25; captions: what the model is configured for)')
+    p.add_argument('--guidance_interval', type=_interval, default=(.3, 3.), metavar='LO,HI', help='ratios of noise to signal between which it acts, with classes; 0,1e9 is everywhere')
     p.add_argument('--seed', type=int, default=0, help='of the noise')
     p.add_argument('--batch_size', type=int, default=250, help='images at a time')
-    p.add_argument('--extractors', default='fmnist,inception', help='feature extractors; what one cannot measure here reads "not measured"')
+    p.add_argument('--extractors', default='fmnist,inception', help='feature extractors, with classes; what one cannot measure here reads "not measured"')
     p.add_argument('--dataset', default='fashion_mnist', help='the real images')
     p.add_argument('--data', default=None, help='folder that holds them')
     p.add_argument('--out', default='evaluation', help='folder for samples, tables and plots')
@@ -390,9 +390,9 @@ def subject(args, what, out, shape):
     path = Path(what)
     if args.images or (args.compare and _pictures(what)): return *read_images(path, tuple(shape)), dict(subject=path.resolve().name)
     device, file = pick_device(args.device), find_model(what); dtype = pick_dtype(device, args.dtype); loaded = load_model(file, device, dtype)
-    if loaded.config.text_dim: raise EvaluationError(f'{what} reads captions: benchmarks/photos.py measures such models')
+    if loaded.config.text_dim: raise EvaluationError(f'{what} reads captions: give it as --model, alone')
     if loaded.model.shape != tuple(shape): raise EvaluationError(f'{what} draws images of shape {loaded.model.shape}, the real ones have {tuple(shape)}')
-    how = dict(sampler=args.sampler, steps=default_steps(args.sampler, loaded.schedule, args.steps), guidance_scale=args.guidance_scale, guidance_interval=args.guidance_interval, seed=args.seed)
+    how = dict(sampler=args.sampler, steps=default_steps(args.sampler, loaded.schedule, args.steps), guidance_scale=1.25 if args.guidance_scale is None else args.guidance_scale, guidance_interval=args.guidance_interval, seed=args.seed)
     name, weights = path.name if path.is_dir() else path.stem, fingerprint(loaded.model)
     folder = out/'samples'/'_'.join([name, weights, *('-'.join(map(str, v)) if isinstance(v, tuple) else str(v) for v in how.values()), device.replace(':', '')])
     with tqdm(total=args.n_samples, disable=not sys.stderr.isatty(), desc=f'{name}, {args.sampler}', unit='image') as bar:
@@ -432,6 +432,16 @@ def write_table(rows, out):
     write_whole(out/'evaluation.json', lambda f: f.write(json.dumps(rows, indent=1, allow_nan=False).encode()))
     write_whole(out/'evaluation.md', lambda f: f.write(to_markdown(rows).encode()))
 
+# %% ../nbs/06_commands.ipynb #08afd4ad
+def eval_painter(args, out):
+    "Measure a model that reads captions against photos held out; returns the rows"
+    file = find_model(args.model); painter = Painter(file, args.device, args.dtype); out.mkdir(parents=True, exist_ok=True)
+    how = dict(sampler=args.sampler, steps=default_steps(args.sampler, painter.schedule, args.steps), guidance_scale=args.guidance_scale, seed=args.seed, n_samples=args.n_samples, data=args.data)
+    with tqdm(disable=not sys.stderr.isatty(), desc=f'{file.stem}, {args.sampler}', unit='image') as bar: rows, prompted = measure_painter(painter, out/'samples', **how, tick=bar.update)
+    for r in rows[2:]: r.update(subject=r['subject'].replace('model', Path(args.model).stem), weights=f'{file.name}, {r["weights"]}')
+    write_png(to_grid(to_float(prompted[::4]), 8), out/f'{Path(args.model).stem}_prompts.png'); write_table(rows, out)
+    print(to_markdown(rows)); return rows
+
 # %% ../nbs/06_commands.ipynb #a02d0dec
 def _names(args):
     "The extractors that were asked for. Raises for what makes no sense."
@@ -444,6 +454,7 @@ def _names(args):
 def eval_command(args):
     "Measure what `fashiondiff_eval` was asked to; returns the rows"
     names, out, device = _names(args), Path(args.out), pick_device(args.device)
+    if not args.images and not args.compare and load_model(args.model, device).config.text_dim: return eval_painter(args, out)
     images, labels = real_images(args.dataset, args.data)
     subjects = [subject(args, what, out, images['train'].shape[1:]) for what in args.compare or [args.images or args.model]]
     if len({how['subject'] for *_, how in subjects}) < len(subjects):

@@ -498,7 +498,7 @@ def measure_floor(
 
 # %% ../nbs/05_evaluation.ipynb #882f991a
 columns = dict(subject='images', extractor='extractor', n='number', fd_train='FD train', fd_test='FD test', kid='KID ×1000', precision='precision', recall='recall', accuracy='recognised',
-               diversity='diversity', score='score', nearest='nearest', copies='copies', images_per_second='images/s', calls='calls')  # of the table, with their headings
+               diversity='diversity', score='score', nearest='nearest', copies='copies', article='article', colour='colour', both='both', images_per_second='images/s', calls='calls')  # of the table, with their headings
 
 def _number(v): return f'{v:,.0f}' if abs(v) >= 100 else f'{v:.3g}'
 
@@ -506,14 +506,15 @@ def _cell(row, k):
     v = row.get(k)
     if v is None: return 'not measured' if row.get('missing') and k not in ('n', 'images_per_second', 'calls') else '–'
     if k + '_spread' in row: s = row[k + '_spread']; return f'{_number(v)} ± ' + (f'{s:,.0f}' if s >= 10 else f'{s:.1g}' if s < 1 else f'{s:.1f}')
-    form = dict(subject=str, extractor=str, n='{:,}'.format, calls='{:.0f}'.format, kid=lambda v: f'{1000 * v:.2f}', accuracy='{:.1%}'.format, copies='{:.1%}'.format)
+    form = dict(subject=str, extractor=str, n='{:,}'.format, calls='{:.0f}'.format, kid=lambda v: f'{1000 * v:.2f}') | dict.fromkeys(('accuracy', 'copies', 'article', 'colour', 'both'), '{:.1%}'.format)
     return form.get(k, _number if k == 'images_per_second' else '{:.2f}'.format)(v)
 
 def _protocol(row):
     "How a row came about, in one sentence"
     if row.get('missing'): return f'{row["extractor"]}: not measured here: {row["missing"]}'
-    drawn = ', '.join(f'{k.replace("_", " ")} {row[k]}' for k in ('sampler', 'steps', 'guidance_scale', 'guidance_interval', 'seed', 'weights', 'device', 'dtype') if k in row)
-    return f'{row["subject"]}: {row["n"]:,} images, extractor {row["extractor"]}, against {row["n_train"]:,} of the training and {row["n_test"]:,} of the test split' + (f'; {drawn}' if drawn else '')
+    drawn = ', '.join(f'{k.replace("_", " ")} {row[k]}' for k in ('sampler', 'steps', 'guidance_scale', 'guidance_interval', 'seed', 'weights', 'device', 'dtype') if k in row and not (k == 'guidance_interval' and row[k][1] >= 1e9))       # 1e9: everywhere
+    against = ' and '.join(f'{row[k]:,} of the {split} split' for k, split in (('n_train', 'training'), ('n_test', 'test')) if k in row)
+    return f'{row["subject"]}: {row["n"]:,} images, extractor {row["extractor"]}' + f', against {against}' * bool(against) + f'; {drawn}' * bool(drawn)
 
 _small_print = """FD, KID, precision and recall are of the extractor's features; recognised, diversity and score of the classifier `fmnist`. FD counts all images, ± is 1.96 standard deviations of a bootstrap; \
 KID is the mean of 50 subsets of at most 1,000, precision and recall compare at most 10,000 images with as many training images, nearest and copies 1,000 images with all training images. \

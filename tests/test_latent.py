@@ -124,6 +124,18 @@ def test_asked_from_a_shell(there, tmp_path):
     one, other = draw(), draw("--negative_prompt", "blue"); assert one.size == (64, 64) and one.mode == "RGB" and one.tobytes() != other.tobytes()
     ours = Painter(there / "run", "cpu", "float32")("a red shirt", 2, 2); assert (ours[0] - to_float(torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8).view(64, 64, 3).permute(2, 0, 1))).abs().max() < 2 / 127.5
 
+def test_a_model_that_reads_is_measured_by_the_command(there, tmp_path, monkeypatch, capsys):
+    from fashiondiff.commands import eval_main
+    monkeypatch.setenv("FASHIONDIFF_CACHE", str(there / "cache"))
+    ask = ["--model", str(there / "run"), "--steps", "2", "--device", "cpu", "--dtype", "float32", "--data", str(there / "data"), "--out", str(tmp_path)]
+    eval_main(ask); rows = json.loads((tmp_path / "evaluation.json").read_text()); said = capsys.readouterr().out
+    assert [r["subject"] for r in rows] == ["photos held out", "training photos", "run", "run, 64 prompts"] and [r["n"] for r in rows] == [6, 6, 6, 256] and "run, 64 prompts: 256 images" in said
+    from PIL import Image
+    assert abs(rows[0]["fd_test"]) < 1e-3 < rows[2]["fd_test"] and (tmp_path / "run_prompts.png").is_file() and Image.open(tmp_path / "run_prompts.png").size[0] > 8 * 64
+    drawn = {p: p.stat().st_mtime_ns for p in (tmp_path / "samples").iterdir()}; eval_main(ask); assert {p: p.stat().st_mtime_ns for p in (tmp_path / "samples").iterdir()} == drawn, "nothing is drawn twice"
+    eval_main([*ask, "--seed", "1"]); assert len(list((tmp_path / "samples").iterdir())) == 2 * len(drawn)
+    with pytest.raises(SystemExit): eval_main(["--compare", str(there / "run"), "tiny", "--out", str(tmp_path)])
+
 @pytest.mark.parametrize("change, said", [("--autoencoder /nowhere.safetensors", "there is no model"), ("--autoencoder /nowhere", "no autoencoder"), ("--channels 16", "have 4"), ("--fit sideways", "unknown fit"), ("--image_size 40", "size 320")])
 def test_latents_that_do_not_fit_are_named_in_one_line(there, change, said, tmp_path, capsys, monkeypatch):
     from fashiondiff.commands import train_main
