@@ -30,7 +30,9 @@ class Guided(nn.Module):
         lo, hi = self.interval
         inside = (t >= lo) & (t <= hi)
         if self.scale == 1 or not inside.any(): return self.denoiser(x_t, t, cond)           # one question is enough
-        with_cond, without = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), each(lambda *z: torch.cat(z), cond, replaced(cond, torch.ones_like(inside), self.null))).chunk(2)
+        both = lambda a, b: torch.cat([a, b])
+        nothing = replaced(cond, torch.ones_like(inside), self.null)                         # as many conditions, all of them null
+        with_cond, without = self.denoiser(both(x_t, x_t), both(t, t), each(both, cond, nothing)).chunk(2)
         scale = torch.where(inside, self.scale, 1.).to(x_t.dtype).view(-1, *[1] * (x_t.ndim - 1))
         return without + scale * (with_cond - without)
 
@@ -48,7 +50,7 @@ def middle(
     schedule,  # a `Schedule`
     lo=.3, hi=3.,  # noise-to-signal ratios sigma/alpha
 ) -> tuple:
-    "First and last step between two noise-to-signal ratios: an interval for `guide` (Kynkäänniemi et al. 2024, table 2). Raises `ValueError` for an empty one."
+    "First and last step between two noise-to-signal ratios: an interval for `guide` (Kynkäänniemi et al. 2024, table 1). Raises `ValueError` for an empty one."
     rho = schedule.sigma / schedule.alpha
     inside = ((rho >= lo) & (rho <= hi)).nonzero().flatten()
     if not len(inside): raise ValueError(f'guidance interval {lo:g} to {hi:g}: no step of the schedule has such a ratio of noise to signal')

@@ -13,7 +13,7 @@ from diffusers import ConfigMixin, DiffusionPipeline, DPMSolverMultistepSchedule
 from diffusers.configuration_utils import register_to_config
 from .latent import Painter
 from .sampling import noise_like, timesteps
-from .training import ConfigError, build, config_from, schedule_of, write_whole
+from .training import ConfigError, build, config_from, save_weights, schedule_of, write_whole
 from .unet import TextCond
 from .vae import VAE
 
@@ -104,8 +104,8 @@ def save_pipeline(
     folder,  # where to; made if needed
     license='apache-2.0',  # of the weights, for the card
 ):
-    "Write a model as a folder that diffusers loads, with its card; returns the folder. Raises as `to_pipeline` does."
-    folder = Path(folder); to_pipeline(painter).save_pretrained(folder)
+    "Write a model as a folder that diffusers loads, with its card, and with `model.safetensors` for `load_model`; returns the folder. Raises as `to_pipeline` does."
+    folder = Path(folder); to_pipeline(painter).save_pretrained(folder); save_weights(painter.model, painter.config, folder/'model.safetensors', **painter.card)
     (folder/'pipeline.py').write_text('from fashiondiff.hub import TextToImagePipeline\n')
     (folder/'README.md').write_text(model_card(painter, license), encoding='utf8')
     return folder

@@ -283,6 +283,8 @@ class Latent128(Latent256):
     preset: str = 'latent128'
     image_size: int = 16                     # 128 pixels
     patch_size: int = 1                      # 16, 8 and 4 positions a side again
+    base_channels: int = 48                  # a quarter of the numbers to draw: 3.4 million parameters, in half the time
+    epochs: int = 48                         # three quarters of an hour on two CPU cores
 
 @dataclass
 class Latent64(Latent256):
@@ -794,7 +796,7 @@ def find_model(name):
     if str(name) in elsewhere: return _download(str(name))
     if str(name).startswith('hub:'): return _from_hub(str(name)[4:])
     if path.is_dir():
-        inside = [path/n for n in ('final_model.pth', 'best_model.pth', 'checkpoint_last.pth', 'checkpoint_previous.pth') if (path/n).is_file()] + sorted(path.glob('checkpoint_epoch_*.pth'), key=lambda p: (len(p.name), p.name))[::-1]
+        inside = [path/n for n in ('final_model.pth', 'best_model.pth', 'checkpoint_last.pth', 'checkpoint_previous.pth', 'model.safetensors') if (path/n).is_file()] + sorted(path.glob('checkpoint_epoch_*.pth'), key=lambda p: (len(p.name), p.name))[::-1]
         if not inside: raise CheckpointError(f'the folder {path} holds no model')
         return inside[0]
     if path.is_file(): return path

@@ -75,7 +75,7 @@ def remembered(
 def waves(
     rows, columns,  # of patches
     dim,  # features, divisible by 4
-    max_period=10_000,  # the longest wave is `2π·max_period` patches
+    max_period=10_000,  # waves grow towards `2π·max_period` patches
     device=None,  # where to
 ):
     "Cosines and sines of the row of each patch, then of its column: float32 `[rows·columns, 2, dim/2]`, computed once for each size"

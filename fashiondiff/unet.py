@@ -19,7 +19,7 @@ from torch import nn
 def timestep_embedding(
     t,  # steps, int64 `[B]`
     dim,  # features, even
-    max_period=10_000,  # the longest wave is `2π·max_period` steps
+    max_period=10_000,  # waves grow towards `2π·max_period` steps
 ):
     "Sinusoidal embedding of steps, float32 `[B, dim]` (Vaswani et al. 2017, section 3.5)"
     freqs = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
