@@ -33,7 +33,7 @@ def batches(config, encoder, data):
 def distance(trainer, vae, encoder, said, judge, real):
     "Fréchet distance of pictures drawn from captions, and the seconds of drawing one"
     t0, guided = time.monotonic(), guide(trainer.averaged, 2.)
-    with torch.autocast(trainer.device.type, torch.bfloat16): x = torch.cat([judged(to_uint8(to_photos(vae, sample(guided, trainer.schedule, encoder(said[i:i + 16]), 1, "dpmpp_2m", 10, i, batch_size=16, clip=vae is None)))) for i in range(0, len(said), 16)])
+    with torch.autocast(trainer.device.type, torch.bfloat16): x = torch.cat([judged(to_uint8(to_photos(vae, sample(guided, trainer.schedule, encoder(said[i:i + 16]), 1, "dpmpp_2m", 10, i, batch_size=16, device=trainer.device, clip=vae is None)))) for i in range(0, len(said), 16)])
     return frechet_distance(summarise(judge, x.split(500)).moments, real), (time.monotonic() - t0) / len(said)
 
 def train(way, args):

@@ -128,10 +128,14 @@ def _how_many(args, usual):
     if args.batch_size < 1: raise ConfigError(f'--batch_size {args.batch_size}: at least one image')
     return n
 
+def _lines(path):
+    try: return Path(path).read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError: raise ConfigError(f'{path} is not UTF-8 text') from None
+
 def which_prompts(args):
     "The captions that were asked for, and how many images of each. Raises `ConfigError` if there are none."
     if args.label is not None or args.all_classes: raise ConfigError('this model reads captions and knows no classes: --prompt "a red dress"')
-    lines = [l.strip() for p in args.prompt or () for l in (Path(p).read_text().splitlines() if p.endswith('.txt') else [p])]
+    lines = [l.strip() for p in args.prompt or () for l in (_lines(p) if p.endswith('.txt') else [p])]
     if not (wanted := [l for l in lines if l]): raise ConfigError('this model reads captions: --prompt "a red dress"')
     return wanted, _how_many(args, 8 if len(wanted) > 1 else 16)
 
@@ -216,7 +220,8 @@ def config_of(args, stored=None):
 def tracker(accelerator, config, out, mode):
     "Start wandb through accelerate: `online`, `offline` or `disabled`"
     os.environ.setdefault('WANDB_SILENT', 'true')
-    accelerator.init_trackers('diffusion-training', asdict(config), init_kwargs=dict(wandb=dict(mode=mode, dir=str(out), name=Path(out).name)))
+    try: accelerator.init_trackers('diffusion-training', asdict(config), init_kwargs=dict(wandb=dict(mode=mode, dir=str(out), name=Path(out).name)))
+    except Exception as e: raise ConfigError(f'wandb cannot start ({e}): log in to it, or --wandb offline') from None              # of wandb's own kinds
 
 def wandb_mode(choice):
     "What was asked for, else `WANDB_MODE`, else offline"
@@ -323,7 +328,7 @@ def batches_of(config, data=None, device='cpu'):
         images, said = latent_captions(config, 'train', data, device) if config.autoencoder else captioned(config.dataset, 'train', data, config.image_size, config.fit)
         check_fit(config, images, None)
         return CaptionBatches(images, said, encoder, config.batch_size, config.seed, device)
-    images, labels = load_data(config.dataset, 'train', data, None if config.image_size == 28 else config.image_size); check_fit(config, images, labels)
+    images, labels = load_data(config.dataset, 'train', data, config.image_size, config.fit); check_fit(config, images, labels)
     return Batches(images, labels, config.batch_size, config.seed, device)
 
 def check_fit(config, images, labels):
@@ -381,6 +386,8 @@ def eval_parser():
     return p
 
 # %% ../nbs/06_commands.ipynb #3145894d
+_garments = 'fashion_mnist', 'sample'  # data sets whose classes the classifier knows
+
 def _pictures(what):
     "Is this a folder of pictures, and neither a model's name nor the folder of a run?"
     return what not in shipped_models() and Path(what).is_dir() and not any(Path(what).glob('*.pth')) and any(Path(what).glob('*.png'))
@@ -397,7 +404,7 @@ def subject(args, what, out, shape):
     folder = out/'samples'/'_'.join([name, weights, *('-'.join(map(str, v)) if isinstance(v, tuple) else str(v) for v in how.values()), device.replace(':', '')])
     with tqdm(total=args.n_samples, disable=not sys.stderr.isatty(), desc=f'{name}, {args.sampler}', unit='image') as bar:
         images, labels, speed = generate(loaded, args.n_samples, folder, **how, batch_size=args.batch_size, device=device, tick=lambda n: bar.update(n - bar.n))
-    known = loaded.model.null == len(classes)
+    known = loaded.config.dataset in _garments
     return images, labels if known else None, how | dict(subject=name, device=device, dtype=str(dtype).removeprefix('torch.'), images_per_second=speed, calls=network_calls(how['sampler'], how['steps']), weights=f'{file.name}, {weights}')
 
 # %% ../nbs/06_commands.ipynb #e9b20768
@@ -454,8 +461,10 @@ def _names(args):
 def eval_command(args):
     "Measure what `fashiondiff_eval` was asked to; returns the rows"
     names, out, device = _names(args), Path(args.out), pick_device(args.device)
-    if not args.images and not args.compare and load_model(args.model, device).config.text_dim: return eval_painter(args, out)
-    images, labels = real_images(args.dataset, args.data)
+    first = next((m for m in args.compare or [args.model] if not args.images and not _pictures(m)), None); loaded = first and load_model(first, device)
+    if loaded and loaded.config.text_dim and not args.compare: return eval_painter(args, out)
+    images, labels = real_images(args.dataset, args.data, *(() if loaded is None else (loaded.config.image_size, loaded.config.fit)))
+    if args.dataset not in _garments: labels = None                                               # the classifier knows Fashion-MNIST's classes alone
     subjects = [subject(args, what, out, images['train'].shape[1:]) for what in args.compare or [args.images or args.model]]
     if len({how['subject'] for *_, how in subjects}) < len(subjects):
         for letter, (*_, how) in zip('AB', subjects): how['subject'] += f'_{letter}'              # two of the same name

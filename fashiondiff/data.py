@@ -197,10 +197,11 @@ def load_data(
     split='train',  # `'train'` or `'test'`
     data=None,  # a folder to find the files in
     size=None,  # pixels a side, for data sets that come in several sizes
+    fit=None,  # how photos become square, a key of `photos.fits`, for data sets that are not square yet
 ):
     "A data set by name: uint8 images `[N, C, H, W]` and int64 labels `[N]`. Raises `DataError` for an unknown name, size or kind of labels."
-    key, labels = _named(name)
-    return datasets[key](split=split, data=data, **({} if size is None else dict(size=size)), **labels)
+    key, labels = _named(name); takes = signature(datasets[key]).parameters
+    return datasets[key](split=split, data=data, **{k: v for k, v in dict(size=size, fit=fit).items() if v is not None and k in takes}, **labels)
 
 def dataset_classes(
     name='fashion_mnist',  # as in `load_data`

@@ -197,7 +197,9 @@ class Fmnist(nn.Module):
     "The 128 features of the shipped classifier: `[B, 1, 28, 28]` in [-1, 1] to `[B, 128]`"
     def __init__(self): super().__init__(); self.net = copy.deepcopy(load_classifier())
     @torch.no_grad()
-    def forward(self, x): return self.net.features(x)
+    def forward(self, x):
+        if x.shape[1:] != (1, 28, 28): raise EvaluationError(f'fmnist looks at grey pictures of 28 pixels, not at {tuple(x.shape[1:])}')
+        return self.net.features(x)
 
 extractors = dict(fmnist=Fmnist, inception=Inception)  # makers of extractors by name
 
@@ -438,11 +440,13 @@ class Reference(NamedTuple):
 def real_images(
     dataset='fashion_mnist',  # a key of `data.datasets`
     data=None,  # folder that holds it
+    size=None,  # pixels a side, for data sets that come in several sizes
+    fit=None,  # how photos become square, where they are not yet
 ):
     "Images and labels of both splits, each a dict with `train` and `test`, in a fixed random order, so that the first so many are a fair sample. Raises `DataError` where they are not found."
     images, labels = {}, {}
     for split in ('train', 'test'):
-        x, y = load_data(dataset, split, data); order = torch.randperm(len(x), generator=rng(0))
+        x, y = load_data(dataset, split, data, size, fit); order = torch.randperm(len(x), generator=rng(0))
         images[split], labels[split] = x[order], y[order]
     return images, labels
 
@@ -493,7 +497,7 @@ def measure_floor(
 ) -> dict:
     "The first row: real test images in place of generated ones, and for the distance from the test images as many training images"
     r = reference; known = r.summary['test'].features[:n]; own = Moments().add(r.summary['train'].features[:n])
-    row = measure(r.images['test'][:n], r.labels['test'][:n], r, Summary(Moments().add(known), known) if len(known) == n else None, subject='real images')
+    row = measure(r.images['test'][:n], r.labels['test'][:n] if r.labels else None, r, Summary(Moments().add(known), known) if len(known) == n else None, subject='real images')
     return row | dict(fd_test=frechet_distance(own, r.summary['test'].moments), fd_test_spread=spread(Summary(own, r.summary['train'].features[:n]), r.summary['test']))
 
 # %% ../nbs/05_evaluation.ipynb #882f991a

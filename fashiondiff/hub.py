@@ -97,7 +97,7 @@ def to_pipeline(
     if painter.vae.shift.dtype != torch.float32: raise ConfigError("its weights have been rounded: Painter(…, dtype='float32') keeps them")
     denoiser = Denoiser(asdict(painter.config)); denoiser.net.load_state_dict(painter.model.state_dict())
     vae = LatentAutoencoder(painter.vae.settings); vae.net.load_state_dict(painter.vae.state_dict())
-    return TextToImagePipeline(painter.encoder.tokenizer, painter.encoder.model, denoiser.eval(), vae.eval(), scheduler_of(painter.config))
+    return TextToImagePipeline(painter.encoder.tokenizer, painter.encoder.model, denoiser.eval(), vae.eval(), scheduler_of(painter.config)).to(painter.device)
 
 def save_pipeline(
     painter,  # a `Painter` of a model that works on latents

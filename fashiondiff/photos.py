@@ -210,12 +210,16 @@ def _digest(files):
 # %% ../nbs/07_photos.ipynb #f64a939e
 _photo_columns = {'id', 'image', 'articleType', 'productDisplayName'}
 
+def _picture(data):
+    "A photo from bytes or a file, of the kinds that no other program is called for"
+    return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'))
+
 def _side(files, column='image'):
     "The longer side, in pixels, of the first photo that can be read; 0 if none can"
     try: cells = next(_need('pyarrow.parquet').ParquetFile(files[0]).iter_batches(32, columns=[column])).to_pylist()
     except (OSError, StopIteration): return 0
     for cell in cells:
-        try: return max(Image.open(io.BytesIO(cell[column]['bytes'])).size)
+        try: return max(_picture(cell[column]['bytes']).size)
         except Exception: pass                                                       # the next one, then
     return 0
 
@@ -254,11 +258,16 @@ def _fetch():
 def _photo_files(data, size):
     "The parquet files of product photos that suit a size; fetched if there are none and no folder was named"
     for place in _places(data):
-        if sets := _parquets(place, _photo_columns): return _choose(sets, size)
+        if sets := _parquets(place, _photo_columns): return _large_enough(_choose(sets, size), size)
     if named := data or os.environ.get('FASHIONDIFF_DATA'): raise DataError(f'no photos in {named}: it has no parquet file with the columns {", ".join(sorted(_photo_columns))}')
-    return _fetch()
+    return _large_enough(_fetch(), size)
 
-def _open_row(table, column, i): return Image.open(io.BytesIO(table[i][column]['bytes']))
+def _large_enough(files, size):
+    "The files; warns if their photos will be blurred"
+    if 0 < 2 * (side := _side(files)) < size: warnings.warn(f'these photos have {side} pixels at most, and will be blurred at {size}: parquet files with larger ones, in the same columns, go into ./data or the folder that is named', stacklevel=3)
+    return files
+
+def _open_row(table, column, i): return _picture(table[i][column]['bytes'])
 
 def _album(files, column='image', ids=None):
     "An album of the rows of parquet files; the last is remembered until a file changes"
@@ -401,7 +410,7 @@ datasets['cifar10'], class_lists['cifar10'] = cifar10, cifar10_classes
 # %% ../nbs/07_photos.ipynb #765421d1
 _face = (89 - 64, 121 - 64, 89 + 64, 121 + 64)  # left, top, right, bottom of DDIM's cut
 
-def _open_face(folder, names, i): return Image.open(folder/names[i]).crop(_face)
+def _open_face(folder, names, i): return _picture(folder/names[i]).crop(_face)
 
 def _celeba_root(data):
     "The folder that holds `celeba/img_align_celeba`; None if it has to be downloaded"

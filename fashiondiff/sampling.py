@@ -222,8 +222,9 @@ def to_labels(
     null,  # the label that stands for none
     names=classes,  # class names in the order of their ids
 ):
-    "Labels int64 `[n · classes]`, class by class; captions are repeated likewise. Raises `DataError` for an unknown class."
+    "Labels int64 `[n · classes]`, class by class; captions are repeated likewise. Raises `DataError` for an unknown class, `ValueError` for classes where captions are read."
     if isinstance(cond, TextCond): return cond.repeat_interleave(n)
+    if isinstance(null, TextCond): raise ValueError('this model reads captions: cond is a TextCond, what a text encoder makes of them')
     if torch.is_tensor(cond): cond = cond.tolist()
     many = cond if isinstance(cond, (list, tuple, range)) else [cond]
     return torch.tensor([null if c is None else class_id(c, names) for c in many]).repeat_interleave(n)
@@ -359,8 +360,9 @@ def inpaint(
     mask,  # 1 where the image is known, 0 where it is to be invented; broadcasts to `known`
     clip=True,  # clamp what is invented to [-1, 1]: not for latents
 ):
-    "A denoiser that knows part of the answer: its estimate of x0 is `known` under the mask (after the replacement of Song et al. 2021, appendix I)"
+    "A denoiser that knows part of the answer: its estimate of x0 is `known` under the mask (after the replacement of Song et al. 2021, appendix I). It is asked about all of `known` at once, or twice all of it; raises `ValueError` otherwise."
     def f(x_t, t, cond):
+        if len(x_t) % len(known): raise ValueError(f'{len(x_t)} images at once do not go with {len(known)} known ones: give a batch_size that their number divides')
         x0, _ = to_x0_eps(schedule, denoiser(x_t, t, cond), x_t, t, denoiser.kind)
         k, m = (z.repeat(len(x_t) // len(known), 1, 1, 1) if z.ndim == 4 and len(z) == len(known) else z for z in (known, mask))   # a guided call asks for twice as many
         return torch.where(m.bool(), k, x0.clamp(-1, 1) if clip else x0)

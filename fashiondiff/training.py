@@ -8,8 +8,9 @@ __all__ = ['presets', 'elsewhere', 'loss_weights', 'losses', 'step_density', 'dr
            'Latent64', 'XL', 'ConfigError', 'make_config', 'build', 'schedule_of', 'lr_factor', 'pick_device',
            'pick_dtype', 'make_accelerator', 'recompute', 'Trainer', 'Replayed', 'Log', 'CheckpointError', 'RunError',
            'write_whole', 'read_checkpoint', 'config_from', 'stored_config', 'save_checkpoint', 'differences', 'resume',
-           'to_bytes_a_row', 'from_bytes_a_row', 'save_weights', 'Loaded', 'shipped_files', 'shipped_models',
-           'find_model', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'Guard', 'Keeper', 'locked', 'fit']
+           'to_bytes_a_row', 'from_bytes_a_row', 'pack', 'unpack', 'save_weights', 'Loaded', 'shipped_files',
+           'shipped_models', 'find_model', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'Guard', 'Keeper',
+           'locked', 'fit']
 
 # %% ../nbs/02_training.ipynb #fcae91ee
 import contextlib, copy, csv, hashlib, inspect, io, json, math, os, pickletools, re, time, warnings, zipfile
@@ -726,28 +727,52 @@ def to_bytes_a_row(state):
     return out
 
 def from_bytes_a_row(state):
-    "The other way round: float32"
-    full = lambda name, w: w.float() * state[f'{name}.scale'].view(-1, *[1] * (w.ndim - 1)) if w.dtype == torch.int8 else w.float()
+    "The other way round: float32. Raises `ValueError` if rows and scales are not as many."
+    def full(name, w):
+        if w.dtype != torch.int8: return w.float()
+        scale = state[f'{name}.scale']
+        if scale.shape != w.shape[:1]: raise ValueError(f'{name}: {tuple(scale.shape)} scales for {tuple(w.shape)} numbers')
+        return w.float() * scale.view(-1, *[1] * (w.ndim - 1))
     return {name: full(name, w) for name, w in state.items() if not name.endswith('.scale') or name.removesuffix('.scale') not in state}
 
+def pack(
+    path,  # of the `.safetensors` file
+    state,  # weights by name
+    bits=16,  # of each number: 16, or 8, where each row of a matrix has a scale of its own
+    exact=(),  # names that stay float32
+    **about,  # what JSON can hold, to be kept beside them
+):
+    "Write weights in half precision, or a quarter"
+    small = to_bytes_a_row(state) if bits == 8 else {k: v.half() for k, v in state.items()}
+    for k in exact: small[k] = state[k].float(); small.pop(f'{k}.scale', None)
+    write_whole(path, lambda f: f.write(to_bytes({k: v.contiguous() for k, v in small.items()}, metadata={k: json.dumps(v) for k, v in about.items()})))
+
+def unpack(
+    path,  # of a `.safetensors` file
+    main,  # the name of what has to be kept beside the weights
+    what,  # that such a file is, for the error
+):
+    "What `pack` kept under a name, float32 weights, and the card. Raises `CheckpointError`."
+    try:
+        with safe_open(path, 'pt') as f: meta, state = f.metadata() or {}, from_bytes_a_row({k: f.get_tensor(k) for k in f.keys()})
+        kept, card = json.loads(meta[main]), json.loads(meta.get('card', '{}'))
+        if not isinstance(card, dict): raise TypeError('card')
+    except (SafetensorError, KeyError, ValueError, OSError, RuntimeError, RecursionError, TypeError) as e: raise CheckpointError(f'{path} is not {what} of fashiondiff ({type(e).__name__})') from None
+    return kept, state, card
+
+# %% ../nbs/02_training.ipynb #ebb845ce
 def save_weights(
     model,  # a network
     config,  # its `Config`
     path,  # of the `.safetensors` file
-    bits=16,  # of each number: 16, or 8, where each row of a matrix has a scale of its own
+    bits=16,  # of each number, as in `pack`
     **card,  # strings and numbers worth knowing about it
 ):
     "Write weights in half precision, or a quarter, with configuration and card in the metadata"
-    state = model.state_dict(); state = to_bytes_a_row(state) if bits == 8 else {k: v.half() for k, v in state.items()}
-    meta = dict(config=json.dumps(asdict(config)), card=json.dumps(card))
-    write_whole(path, lambda f: f.write(to_bytes({k: v.contiguous() for k, v in state.items()}, metadata=meta)))
+    pack(path, model.state_dict(), bits, config=asdict(config), card=card)
 
 def _read_weights(path):
-    try:
-        with safe_open(path, 'pt') as f: meta, state = f.metadata() or {}, from_bytes_a_row({k: f.get_tensor(k) for k in f.keys()})
-        config, card = json.loads(meta['config']), json.loads(meta.get('card', '{}'))
-        if not isinstance(card, dict): raise TypeError('card')
-    except (SafetensorError, KeyError, ValueError, OSError, RuntimeError, RecursionError, TypeError) as e: raise CheckpointError(f'{path} is not a weights file of fashiondiff ({type(e).__name__})') from None
+    config, state, card = unpack(path, 'config', 'a weights file')
     return config_from(config, path), state, card
 
 # %% ../nbs/02_training.ipynb #d6364a8a

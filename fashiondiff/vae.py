@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from .data import rng, to_float
 from .optimizer import Muon
-from .training import CheckpointError, ema_decay, find_model, from_bytes_a_row, lr_factor, to_bytes_a_row, write_whole
+from .training import CheckpointError, ema_decay, find_model, lr_factor, pack, unpack
 from .unet import zero_init
 
 # %% ../nbs/10_vae.ipynb #85ea0f2b
@@ -251,21 +251,20 @@ def to_photos(
 def save_vae(
     vae,  # a `VAE`
     path,  # of the `.safetensors` file
-    bits=16,  # of each number: 16, or 8, where each row of a matrix has a scale of its own
+    bits=16,  # of each number, as in `pack`
     **card,  # strings and numbers worth knowing about it
 ):
     "Write an autoencoder with its settings and its card"
-    state = vae.state_dict(); state = to_bytes_a_row(state) if bits == 8 else {k: v.half() for k, v in state.items()}
-    for k in ('shift', 'scale'): state[k] = vae.state_dict()[k].float(); state.pop(f'{k}.scale', None)
-    meta = dict(vae=json.dumps(vae.settings), card=json.dumps(card))
-    write_whole(path, lambda f: f.write(save({k: v.contiguous() for k, v in state.items()}, metadata=meta)))
+    pack(path, vae.state_dict(), bits, exact=('shift', 'scale'), vae=vae.settings, card=card)
 
 def _read_vae(path):
+    settings, state, card = unpack(path, 'vae', 'an autoencoder')
     try:
-        with safe_open(path, 'pt') as f: meta, state = f.metadata() or {}, from_bytes_a_row({k: f.get_tensor(k) for k in f.keys()})
-        vae = VAE(**json.loads(meta['vae'])); vae.load_state_dict(state); vae.card = json.loads(meta.get('card', '{}'))
-        return vae
-    except (SafetensorError, KeyError, ValueError, OSError, RuntimeError, TypeError) as e: raise CheckpointError(f'{path} is not an autoencoder of fashiondiff ({type(e).__name__})') from None
+        if sum(settings['encoder_blocks']) + sum(settings['decoder_blocks']) > len(state): raise ValueError('blocks')
+        with torch.device('meta'): want = {k: v.shape for k, v in VAE(**settings).state_dict().items()}                  # costs nothing, whatever the file says
+        if {k: v.shape for k, v in state.items()} != want: raise ValueError('shapes')
+        vae = VAE(**settings); vae.load_state_dict(state); vae.card = card; return vae
+    except (KeyError, ValueError, RuntimeError, TypeError, OverflowError) as e: raise CheckpointError(f'{path} is not an autoencoder of fashiondiff ({type(e).__name__})') from None
 
 # %% ../nbs/10_vae.ipynb #08a33542
 class DiffusersVAE(nn.Module):

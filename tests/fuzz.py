@@ -12,6 +12,7 @@ from fashiondiff import commands
 from fashiondiff.data import Batches, sample_data
 from fashiondiff.evaluation import read_images
 from fashiondiff.training import Trainer, fit, make_accelerator, make_config, save_weights
+from fashiondiff.vae import VAE, load_vae, save_vae
 import torch._dynamo                                           # PyTorch's optimisers ask for it in every process
 
 SECONDS, MEGABYTES = 20, 1000
@@ -23,10 +24,11 @@ def originals(folder):
     trainer = Trainer(config, Batches(*sample_data(), 10), make_accelerator("cpu"))
     for log in fit(trainer, folder / "run", log_steps=1):
         if log.step == 3: break
-    save_weights(trainer.averaged, config, folder / "w.safetensors", note="a test")
+    save_weights(trainer.averaged, config, folder / "w.safetensors", note="a test"); save_weights(trainer.averaged, config, folder / "b.safetensors", 8)
+    save_vae(VAE(widths=(8, 8), encoder_blocks=(1, 1), decoder_blocks=(1, 1)), folder / "v.safetensors", 8)
     Image.fromarray(sample_data()[0][0, 0].numpy()).resize((60, 50)).save(folder / "a.png")
     idx = [struct.pack(">IIII", 2051, 60000, 28, 28) + bytes(1000), struct.pack(">II", 2049, 60000) + bytes(1000)]
-    return dict(pth=(folder / "run/checkpoint_last.pth").read_bytes(), log=(folder / "run/log.csv").read_bytes(), safetensors=(folder / "w.safetensors").read_bytes(), png=(folder / "a.png").read_bytes(), idx=idx)
+    return dict(pth=(folder / "run/checkpoint_last.pth").read_bytes(), log=(folder / "run/log.csv").read_bytes(), safetensors=(folder / "w.safetensors").read_bytes(), bytes=(folder / "b.safetensors").read_bytes(), vae=(folder / "v.safetensors").read_bytes(), png=(folder / "a.png").read_bytes(), idx=idx)
 
 def spoil(data, r):
     "Bytes with something wrong"
@@ -100,10 +102,10 @@ def weights(data, r):
     if r.random() < .4: return spoil(data, r)
     if r.random() < .3: return with_header(data, lambda h: spoil(h, r))
     def changed(h):
-        h = json.loads(h); config = json.loads(h["__metadata__"]["config"])
-        if r.random() < .8:
+        h = json.loads(h); main = "vae" if "vae" in h["__metadata__"] else "config"; config = json.loads(h["__metadata__"][main])
+        if r.random() < (.8 if main == "config" else .5):
             text = json.dumps(odd_config(config, r), default=str, skipkeys=True) if r.random() < .9 else r.choice(("[" * 100_000, "1" * 5000, "", "null", "{"))
-            h["__metadata__"]["config"] = text
+            h["__metadata__"][main] = text
         else: h = change(h, r, r.choice((None, 1, "F4", "BOOL", [0, 10**15], [10**9, 10**9], {}, "x")))
         return json.dumps(h, default=str, skipkeys=True).encode()
     return with_header(data, changed)
@@ -138,6 +140,9 @@ def pictures(data, r):
 def picture_command(folder):
     with commands._plain_errors(): read_images(folder, least=1)
 
+def autoencoder_command(path):
+    with commands._plain_errors(): load_vae(path)
+
 RESUME = ["--resume", "--device", "cpu", "--wandb", "disabled", "--sample_epochs", "0", "--max_minutes", "0.00001"]
 
 def case(kind, good, folder, r, canary):
@@ -150,9 +155,10 @@ def case(kind, good, folder, r, canary):
             if packed: data = spoil(gzip.compress(data), r) if i == which and r.random() < .7 else gzip.compress(bytes(3 * 10**8) if r.random() < .05 else data)
             (folder / (n + ".gz" * packed)).write_bytes(data)
         return (lambda: commands.train_main(["--data", str(folder), "--dataset", "fashion_mnist", "--device", "cpu", "--wandb", "disabled", "--out", str(folder / "run")])), "-ubyte"
-    name = "w.safetensors" if kind == "safetensors" else "checkpoint_last.pth"
-    make = dict(pth=spoil, inside=inside, values=values, config=configs, safetensors=weights, evil=lambda d, r: evil(d, r, canary), log=lambda d, r: d)[kind]
-    (folder / name).write_bytes(make(good["safetensors" if kind == "safetensors" else "pth"], r))
+    name = "w.safetensors" if kind in ("safetensors", "bytes", "vae") else "checkpoint_last.pth"
+    make = dict(pth=spoil, inside=inside, values=values, config=configs, safetensors=weights, bytes=weights, vae=weights, evil=lambda d, r: evil(d, r, canary), log=lambda d, r: d)[kind]
+    (folder / name).write_bytes(make(good[kind if name == "w.safetensors" else "pth"], r))
+    if kind == "vae": return (lambda: autoencoder_command(folder / name)), name
     if kind == "log": (folder / "log.csv").write_bytes(spoil(good["log"], r))
     if kind == "log" or name.endswith(".pth") and r.random() < .5: return (lambda: commands.train_main([*RESUME, "--out", str(folder)])), "log.csv" if kind == "log" else name
     return (lambda: commands.sample_main(["--model", str(folder / name), "--n_samples", "0", "--device", "cpu"])), name
@@ -173,7 +179,7 @@ def attempt(run, said):
     while not (done := os.wait4(pid, os.WNOHANG))[0]:
         if time.monotonic() - t0 > SECONDS: os.kill(pid, signal.SIGKILL)
         time.sleep(.002)
-    return os.waitstatus_to_exitcode(done[1]), time.monotonic() - t0, done[2].ru_maxrss / 1024, Path(said).read_text(errors="replace")
+    return os.waitstatus_to_exitcode(done[1]), time.monotonic() - t0, done[2].ru_maxrss / (2**20 if sys.platform == "darwin" else 1024), Path(said).read_text(errors="replace")
 
 def verdict(code, seconds, extra, text, name):
     "What is wrong with the outcome of a case; nothing if all is well"
@@ -183,7 +189,7 @@ def verdict(code, seconds, extra, text, name):
     if extra > MEGABYTES: return f"it takes {extra:.0f} MB"
     if code == 2 and "--n_samples 0" not in text and not (1 <= len(errors) <= 2 and len(text.splitlines()) == len(errors) and name in text): return "its error is not one line that names the file"
 
-KINDS = ("pth", "inside", "values", "config", "safetensors", "evil", "log", "idx", "png")
+KINDS = ("pth", "inside", "values", "config", "safetensors", "bytes", "vae", "evil", "log", "idx", "png")
 
 def main(cases=1000, seed=0):
     folder = Path(tempfile.mkdtemp()); canary, bad, loaded, worst = folder / "pwned", [], 0, 0

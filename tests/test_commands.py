@@ -101,6 +101,15 @@ def test_from_a_shell_too_an_error_is_one_line_and_exit_code_2(tmp_path):
 
 def with_a_key(): os.environ.pop("WANDB_MODE", None); os.environ["WANDB_API_KEY"] = "0" * 40
 
+def test_a_wandb_that_cannot_start_is_one_line(tmp_path, monkeypatch, capsys):
+    import accelerate
+    from fashiondiff.commands import train_main
+    class Refused(Exception): pass                                                        # as wandb's own errors, of no kind that Python knows
+    def refuse(*a, **k): raise Refused("no key\nand no terminal to ask for one")
+    monkeypatch.setattr(accelerate.Accelerator, "init_trackers", refuse)
+    with pytest.raises(SystemExit) as end: train_main("--preset tiny --dataset sample --device cpu --base_channels 16 --batch_size 10 --steps 1 --mixed_precision no --wandb online --out".split() + [str(tmp_path / "run")])
+    said = capsys.readouterr().err; assert end.value.code == 2 and "wandb cannot start (no key and no terminal" in said and len(said.strip().splitlines()) == 1
+
 def test_wandb_is_offline_by_default_and_keeps_loss_and_samples(tmp_path):
     line = [c for c in TRAIN[4:] if c not in ("--wandb", "disabled")]
     t0 = time.monotonic()

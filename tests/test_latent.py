@@ -136,6 +136,31 @@ def test_a_model_that_reads_is_measured_by_the_command(there, tmp_path, monkeypa
     eval_main([*ask, "--seed", "1"]); assert len(list((tmp_path / "samples").iterdir())) == 2 * len(drawn)
     with pytest.raises(SystemExit): eval_main(["--compare", str(there / "run"), "tiny", "--out", str(tmp_path)])
 
+def test_a_few_bytes_do_not_become_gigabytes(tmp_path):
+    "scales that would spread a row over a matrix; an autoencoder whose settings ask for more than its file holds"
+    from safetensors.torch import save_file
+    from fashiondiff.training import pack
+    save_file(dict(w=torch.zeros(1, 50_000, dtype=torch.int8), **{"w.scale": torch.ones(50_000)}), tmp_path / "a.safetensors", dict(config="{}"))
+    with pytest.raises(CheckpointError, match="not a weights file"): load_model(tmp_path / "a.safetensors")
+    pack(tmp_path / "b.safetensors", small().state_dict(), vae=small().settings | dict(widths=[30_000, 30_000]))
+    with pytest.raises(CheckpointError, match="not an autoencoder"): load_vae(tmp_path / "b.safetensors")
+
+def test_a_model_that_reads_says_so_when_asked_for_a_class(paint):
+    from fashiondiff.sampling import inpaint, sample
+    for asked in (None, "dress"):
+        with pytest.raises(ValueError, match="this model reads captions"): sample(paint.model, paint.schedule, asked)
+    filled = inpaint(paint.model, paint.schedule, torch.zeros(5, 4, 8, 8), torch.ones(1, 1, 8, 8), clip=False)
+    with pytest.raises(ValueError, match="4 images at once do not go with 5 known ones"): sample(filled, paint.schedule, paint.encoder(["a dress"]), 5, batch_size=4, clip=False)
+
+@pytest.mark.parametrize("text, said", [("\ufeffa red dress\n\nblue jeans\n".encode(), "16 images"), ("a cr\xe8me shirt".encode("latin1"), "prompts.txt is not UTF-8 text")])
+def test_prompts_from_a_file_are_read_as_utf8(there, tmp_path, capsys, text, said):
+    from fashiondiff.commands import sample_main
+    (tmp_path / "prompts.txt").write_bytes(text); ask = ["--model", str(there / "run"), "--prompt", str(tmp_path / "prompts.txt"), "--n_samples", "8", "--steps", "2", "--device", "cpu", "--save_individual", "--out", str(tmp_path)]
+    if "UTF" in said:
+        with pytest.raises(SystemExit): sample_main(ask)
+    else: sample_main(ask); assert (tmp_path / "individual" / "a red dress_000.png").is_file()
+    assert said in "".join(capsys.readouterr())
+
 @pytest.mark.parametrize("change, said", [("--autoencoder /nowhere.safetensors", "there is no model"), ("--autoencoder /nowhere", "no autoencoder"), ("--channels 16", "have 4"), ("--fit sideways", "unknown fit"), ("--image_size 40", "size 320")])
 def test_latents_that_do_not_fit_are_named_in_one_line(there, change, said, tmp_path, capsys, monkeypatch):
     from fashiondiff.commands import train_main

@@ -50,6 +50,32 @@ def test_the_smallest_photos_that_are_large_enough_are_taken(tmp_path):
     for n, side in ((10, 40), (20, 120), (30, 240)): draw_photos(tmp_path / f"sizes/{side}.parquet", n, (side * 3 // 4, side))
     assert [len(fashion_album("all", tmp_path / "sizes", s)) for s in (28, 64, 128, 256)] == [10, 20, 30, 30]
 
+def test_photos_that_are_much_too_small_are_said_to_be(tmp_path):
+    path = draw_photos(tmp_path / "p.parquet", 10, (60, 80))
+    with warnings.catch_warnings(): warnings.simplefilter("error"); fashion_album("all", path, 128)
+    with pytest.warns(UserWarning, match="have 80 pixels at most, and will be blurred at 256"): fashion_album("all", path, 256)
+
+def test_no_picture_makes_another_program_start(drawn, monkeypatch):
+    from PIL import EpsImagePlugin
+    started = []; monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a) or Image.new("RGB", (60, 80)).im)
+    Image.new("RGB", (60, 80)).save(f := io.BytesIO(), "EPS"); rewrite(drawn, lambda rows: rows[3]["image"].update(bytes=f.getvalue()))
+    with pytest.warns(UserWarning, match="1 of 60 photos cannot be read"): squares(fashion_album("all", drawn), 32)
+    assert not started
+
+class Pooled(torch.nn.Module):
+    def forward(self, x): return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+def test_classes_of_photos_are_trained_and_evaluated_at_their_size(drawn, tmp_path, monkeypatch, capsys):
+    from fashiondiff import evaluation
+    from fashiondiff.commands import eval_main, train_main
+    monkeypatch.setitem(evaluation.extractors, "pooled", Pooled); seen = []; monkeypatch.setattr(photos, "square", lambda image, size=64, fit="pad": seen.append((size, fit)) or square(image, size, fit))
+    train_main(f"--preset tiny --dataset fashion_photos --data {drawn} --image_size 28 --channels 3 --fit white --base_channels 16 --batch_size 10 --steps 2 --lr_warmup 1 --timesteps 10 --mixed_precision no --sample_epochs 0 --wandb disabled --device cpu --out {tmp_path / 'run'}".split())
+    assert set(seen) == {(28, "white")}
+    eval_main(f"--model {tmp_path / 'run'} --dataset fashion_photos --data {drawn} --n_samples 50 --steps 2 --extractors pooled,fmnist --device cpu --out {tmp_path / 'e'}".split())
+    said = capsys.readouterr(); assert "| run | pooled | 50 |" in said.out and "not measured: fmnist looks at grey pictures of 28 pixels, not at (3, 28, 28)" in said.err and "| recognised |" not in said.out
+    import json
+    rows = json.loads((tmp_path / "e/evaluation.json").read_text()); assert [r.get("fd_train", 0) > 0 for r in rows] == [True, True, False] and not any("accuracy" in r for r in rows)
+
 def test_a_large_set_is_mapped_from_disk_and_is_the_same(drawn, monkeypatch):
     small = fashion_album("test", drawn); photos._read_album.cache_clear(); monkeypatch.setattr(photos, "_at_once", 0); large = fashion_album("test", drawn)
     assert (small.ids, small.rows, small.key) == (large.ids, large.rows, large.key)
