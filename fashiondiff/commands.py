@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'file_name', 'save_images', 'which_images', 'which_prompts',
-           'names_of', 'what_to_draw', 'vae_of', 'sample_command', 'sample_main', 'train_parser', 'config_of',
+           'names_of', 'draw_classes', 'draw_captions', 'sample_command', 'sample_main', 'train_parser', 'config_of',
            'tracker', 'wandb_mode', 'flat', 'preview_conds', 'preview', 'signals', 'batches_of', 'check_fit',
            'train_command', 'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'write_table',
            'eval_painter', 'eval_command', 'eval_main', 'main']
@@ -65,7 +65,7 @@ def sample_parser():
     p.add_argument('--model', default='fashion', metavar='NAME_OR_PATH', help='a shipped model, a .safetensors or .pth file, or the folder of a run')
     p.add_argument('--class', dest='label', metavar='CLASS', help=f'what to draw: {", ".join(classes)}, or an id (every class)')
     p.add_argument('--all_classes', action='store_true', help='draw every class; --n_samples then counts per class')
-    p.add_argument('--prompt', nargs='+', metavar='TEXT', help='what to draw, in words, with a model that reads (photos64, latent256): one or more captions, or a .txt file with one in each line')
+    p.add_argument('--prompt', nargs='+', metavar='TEXT', help='what to draw, in words, with a model that reads (photos64, latent128, latent256): one or more captions, or a .txt file with one in each line')
     p.add_argument('--negative_prompt', default='', metavar='TEXT', help='what it should not look like, in words, with a model that reads')
     p.add_argument('--n_samples', type=int, default=None, help='how many images (16; of all classes, 10 of each; of several prompts, 8 of each)')
     p.add_argument('--guidance_scale', type=float, default=None, help='0 ignores the class, 1 is as trained, above exaggerates (1.25; prompts: what the model is configured for)')
@@ -145,27 +145,23 @@ def names_of(config):
     return names if isinstance(names, tuple) and len(names) == config.num_classes else tuple(map(str, range(config.num_classes)))
 
 # %% ../nbs/06_commands.ipynb #14bebabd
-def what_to_draw(args, config):
-    "Conditions, a name for each, how many images of each, scale and interval of guidance, and what guidance leads away from. Raises `ConfigError` if the model cannot be asked so."
-    if config.text_dim:
-        wanted, n = which_prompts(args)
-        encoder = get_encoder(config.text_encoder, config.text_length); away = encoder([args.negative_prompt]) if args.negative_prompt else None
-        return encoder(wanted), wanted, n, config.guidance_scale if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (0, 1e9), away
-    if args.prompt or args.negative_prompt: raise ConfigError(f'--prompt: {args.model} knows classes and no words; photos64 and latent256 read')
-    wanted, n = which_images(args, names := names_of(config))
-    return [class_id(c, names) for c in wanted], wanted, n, 1.25 if args.guidance_scale is None else args.guidance_scale, args.guidance_interval or (.3, 3.), None
+def draw_classes(args, loaded, **how):
+    "Pictures of the classes that were asked for, the names of these, how many of each, and the guidance scale. Raises `ConfigError` if the model cannot be asked so."
+    if args.prompt or args.negative_prompt: raise ConfigError(f'--prompt: {args.model} knows classes and no words; photos64, latent128 and latent256 read')
+    wanted, n = which_images(args, names := names_of(loaded.config)); scale = 1.25 if args.guidance_scale is None else args.guidance_scale
+    denoiser = guide(loaded.model, scale, middle(loaded.schedule, *args.guidance_interval or (.3, 3.)))
+    return sample(denoiser, loaded.schedule, [class_id(c, names) for c in wanted], n, names=tuple(map(str, range(loaded.config.num_classes))), **how), wanted, n, scale
 
-def vae_of(config, device='cpu', dtype=torch.float32): "The autoencoder of a model that works on latents; None for one that works on pixels"; return load_vae(config.autoencoder, device, dtype) if config.autoencoder else None
+def draw_captions(args, loaded, **how):
+    "The same for captions"
+    wanted, n = which_prompts(args); scale = loaded.config.guidance_scale if args.guidance_scale is None else args.guidance_scale
+    return Painter(loaded)(wanted, n, guidance_scale=scale, negative_prompt=args.negative_prompt or '', interval=args.guidance_interval or (0, 1e9), **how), wanted, n, scale
 
 def sample_command(args):
     "Draw what `fashiondiff_sample` was asked for; returns the path of the grid"
-    (sampler, steps), device = which_sampler(args), pick_device(args.device)
-    model, schedule, config, _ = load_model(args.model, device, pick_dtype(device, args.dtype))
-    cond, wanted, n, scale, interval, away = what_to_draw(args, config); vae = vae_of(config, device, pick_dtype(device, args.dtype))
-    denoiser = guide(model, scale, middle(schedule, *interval))
-    if away is not None: denoiser.null = away.to(device)
-    x = sample(denoiser, schedule, cond, n, sampler, steps, args.seed, args.batch_size, device, progress=sys.stderr.isatty(), names=tuple(map(str, range(config.num_classes))), clip=vae is None)
-    x = to_photos(vae, x)
+    (sampler, steps), device = which_sampler(args), pick_device(args.device); loaded = load_model(args.model, device, pick_dtype(device, args.dtype))
+    how = dict(sampler=sampler, steps=steps, seed=args.seed, batch_size=args.batch_size, progress=sys.stderr.isatty())
+    x, wanted, n, scale = draw_captions(args, loaded, **how) if loaded.config.text_dim else draw_classes(args, loaded, device=device, **how)
     out = Path(args.out); out.mkdir(parents=True, exist_ok=True)
     write_png(to_grid(x, n if len(wanted) > 1 else min(8, n)), out/'samples_grid.png')
     if args.save_individual: save_images(x, [c for c in wanted for _ in range(n)], out/'individual')
@@ -247,7 +243,7 @@ def preview_conds(trainer, most=12):
 def preview(trainer, path, n=8, steps=20, stop=lambda: False):
     "A grid of samples with the averaged weights, rows are classes or captions; returns the path, or None if `stop()` came true meanwhile. Warns of images that show nothing."
     cond = preview_conds(trainer).repeat_interleave(n)
-    denoiser, vae = guide(trainer.averaged, trainer.config.guidance_scale), vae_of(trainer.config, trainer.device)
+    denoiser, vae = guide(trainer.averaged, trainer.config.guidance_scale), load_vae(trainer.config.autoencoder, trainer.device) if trainer.config.autoencoder else None
     def tick():
         if stop(): raise _Stopped
     try:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from .data import DataError, cache_dir, lazy, show_images, to_float, to_uint8
 from .evaluation import fingerprint, frechet_distance, spread, summarise
-from .guidance import guide
+from .guidance import guide, middle
 from .photos import class_ids, photos
 from .sampling import img2img, inpaint, sample, samplers
 from .schedule import explorer
@@ -102,7 +102,7 @@ class Painter:
         self.device = pick_device(device); kind = pick_dtype(self.device, dtype)
         self.model, self.schedule, self.config, self.card = load_model(model, self.device, kind)
         weight = next(self.model.parameters()); self.device, kind = str(weight.device), weight.dtype
-        if not self.config.text_dim: raise ConfigError(f'{model} knows classes and no words: latent256 and photos64 read')
+        if not self.config.text_dim: raise ConfigError(f'{model} knows classes and no words: latent256, latent128 and photos64 read')
         self.encoder = get_encoder(self.config.text_encoder, self.config.text_length, self.device)
         self.vae = load_vae(self.config.autoencoder, self.device, kind) if self.config.autoencoder else None
         self.size = self.config.image_size * (self.vae.factor if self.vae else 1)
@@ -114,9 +114,10 @@ class Painter:
     def guided(self,
         scale=None,  # guidance scale; the model's own if None
         negative='',  # a caption to be led away from
+        interval=(0, 1e9),  # ratios of noise to signal between which guidance acts, see `guidance.middle`
     ):
         "The guided denoiser"
-        g = guide(self.model, self.config.guidance_scale if scale is None else scale)
+        g = guide(self.model, self.config.guidance_scale if scale is None else scale, middle(self.schedule, *interval))
         if negative: g.null = self.encoder([negative])
         return g
 
@@ -128,11 +129,12 @@ class Painter:
         negative_prompt='',  # what it should not look like
         seed=0,  # picture i of a seed is always the same
         sampler='dpmpp_2m',  # a key of `samplers`
+        interval=(0, 1e9),  # ratios of noise to signal between which guidance acts
         **options,  # as in `sample`: `batch_size`, `progress`, `grid`
     ):
         "Photos `[n · prompts, 3, size, size]` in [-1, 1], prompt by prompt. At guidance scale 1 a negative prompt has no effect."
         cond = prompt if isinstance(prompt, TextCond) else self.encoder([prompt] if isinstance(prompt, str) else list(prompt))
-        return self.decode(sample(self.guided(guidance_scale, negative_prompt), self.schedule, cond, n, sampler, steps, seed, device=self.device, clip=self.vae is None, **{'batch_size': 16, **options}))
+        return self.decode(sample(self.guided(guidance_scale, negative_prompt, interval), self.schedule, cond, n, sampler, steps, seed, device=self.device, clip=self.vae is None, **{'batch_size': 16, **options}))
 
 # %% ../nbs/11_latent.ipynb #e0d4d6c7
 _painter = lru_cache(2)(Painter)
