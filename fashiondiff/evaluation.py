@@ -523,6 +523,7 @@ def _protocol(row):
 _small_print = """FD, KID, precision and recall are of the extractor's features; recognised, diversity and score of the classifier `fmnist`. FD counts all images, ± is 1.96 standard deviations of a bootstrap; \
 KID is the mean of 50 subsets of at most 1,000, precision and recall compare at most 10,000 images with as many training images, nearest and copies 1,000 images with all training images. \
 A call is one of the network for a batch, with guidance for a batch twice as large."""
+_judged_print = 'FD is of the features of the judge of photos, at 64 pixels; ± is 1.96 standard deviations of a bootstrap. Article, colour, both: how often the judge recognises what the caption asked for.'
 
 def to_markdown(
     rows,  # from `measure`
@@ -530,7 +531,7 @@ def to_markdown(
     "A table of all figures, and below it how each row came about"
     used = [k for k in columns if any(r.get(k) is not None for r in rows)]
     lines = ['| ' + ' | '.join(columns[k] for k in used) + ' |', '|' + '---|' * len(used)] + ['| ' + ' | '.join(_cell(r, k) for k in used) + ' |' for r in rows]
-    return '\n'.join(lines) + '\n\n' + '\n'.join(dict.fromkeys(f'- {_protocol(r)}' for r in rows)) + f'\n\n{_small_print}\n'
+    return '\n'.join(lines) + '\n\n' + '\n'.join(dict.fromkeys(f'- {_protocol(r)}' for r in rows)) + f'\n\n{_judged_print if "article" in used else _small_print}\n'
 
 # %% ../nbs/05_evaluation.ipynb #a0d2c8ee
 def falling(
