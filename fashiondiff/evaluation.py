@@ -504,7 +504,7 @@ def measure_floor(
 columns = dict(subject='images', extractor='extractor', n='number', fd_train='FD train', fd_test='FD test', kid='KID ×1000', precision='precision', recall='recall', accuracy='recognised',
                diversity='diversity', score='score', nearest='nearest', copies='copies', article='article', colour='colour', both='both', images_per_second='images/s', calls='calls')  # of the table, with their headings
 
-def _number(v): return f'{v:,.0f}' if abs(v) >= 100 else f'{v:.3g}'
+def _number(v): return f'{v:,.0f}' if abs(v) >= 100 else '0' if abs(v) < 1e-6 else f'{v:.3g}'
 
 def _cell(row, k):
     v = row.get(k)

@@ -1,8 +1,8 @@
 "The autoencoder, models on latents, and what is handed to others."
 import hashlib, http.server, json, os, subprocess, sys, threading
 import pytest, torch
-from fashiondiff.data import rng, to_float
-from fashiondiff.training import CheckpointError, ConfigError, load_model, make_config, shipped_files
+from fashiondiff.data import rng, to_float, to_uint8
+from fashiondiff.training import CheckpointError, ConfigError, find_model, load_model, make_config, shipped_files
 from fashiondiff.unet import TextCond
 from fashiondiff.vae import VAE, Crops, edge_loss, load_vae, measure_scale, psnr, save_vae, tiled, to_photos, train_vae, widened
 
@@ -204,6 +204,17 @@ def test_shipped_autoencoders_fold_photos():
     for name in names:
         v = load_vae(name); assert {"trained", "hardware", "psnr"} <= set(v.card) and "dB" in v.card["psnr"], name
         with torch.no_grad(): assert psnr(v(x), x) > 20 and v.encode(x).abs().max() < 8
+
+@pytest.mark.parametrize("name, size", [("latent128", 128), ("latent256", 256)])
+def test_shipped_models_draw_what_they_are_asked_for(name, size):
+    from fashiondiff.latent import fixed_prompts, judged
+    from fashiondiff.photos import class_ids
+    from fashiondiff.text import adherence, load_judge
+    paint, judge, asked = Painter(name, "cpu"), load_judge(), {k: v for k, v in fixed_prompts.items() if v[0] in ("Tshirts", "Shirts", "Handbags", "Sports Shoes")}
+    x = paint(list(asked), steps=10); assert x.shape == (32, 3, size, size)
+    articles, colours = zip(*asked.values()); right = adherence(judge, judged(to_uint8(x)), class_ids(articles, judge.articles), class_ids(colours, judge.colours))
+    assert right["both"] > .5, right
+    assert {"recognised", "minutes", "hardware", "date", "data", "autoencoder"} <= set(paint.card) and find_model(name).parent.name == "weights"
 
 class Hub(http.server.BaseHTTPRequestHandler):
     "A hub that has one model"
