@@ -8,7 +8,7 @@ import argparse, json, time
 from pathlib import Path
 import torch
 from fashiondiff.data import Batches, load_data
-from fashiondiff.evaluation import class_accuracy, frechet_distance, load_classifier, real_images, summarise
+from fashiondiff.evaluation import class_accuracy, frechet_distance, load_classifier, summarise
 from fashiondiff.guidance import guide
 from fashiondiff.sampling import sample_batches
 from fashiondiff.training import Trainer, make_accelerator, make_config

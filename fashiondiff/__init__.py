@@ -1,4 +1,4 @@
-"""Learn diffusion models by building them: every public name of the modules, imported when it is first asked for."""
+"""Learn diffusion models by building them: the public names of the modules (where a module has the same name, the module), imported when they are first asked for; `fashiondiff.hub`, which needs diffusers, by itself."""
 from importlib import import_module
 
 __version__ = "0.1.0"

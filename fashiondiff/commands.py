@@ -15,6 +15,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 import torch
 from PIL import Image
+from fastcore.docments import docments
 from tqdm.auto import tqdm
 from .data import Batches, class_id, class_lists, classes, lazy, load_data, to_float, to_grid, to_uint8
 from .evaluation import (EvaluationError, extractors, fingerprint, generate, make_reference, measure, measure_floor, read_images, real_images,
@@ -25,7 +26,7 @@ from .sampling import default_steps, network_calls, sample, sample_batches, samp
 from .text import CaptionBatches, captioned, get_encoder
 from .vae import load_vae, to_photos
 from .training import (CheckpointError, Config, ConfigError, Trainer, differences, find_model, fit, load_model, make_accelerator, make_config,
-    newest_checkpoint, pick_device, pick_dtype, presets, read_checkpoint, shipped_models, stored_config, write_whole)
+    newest_checkpoint, pick_device, pick_dtype, presets, shipped_models, stored_config, write_whole)
 
 # %% ../nbs/06_commands.ipynb #4585a919
 plt = lazy('matplotlib.pyplot')
@@ -44,7 +45,9 @@ def _plain_errors():
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f'fashiondiff: {" ".join(str(message).split())}\n'
     try: yield
     except KeyboardInterrupt: print('fashiondiff: interrupted', file=sys.stderr); sys.exit(130)
-    except (ValueError, OSError) as e: fail(e)
+    except (ValueError, OSError) as e:
+        if os.environ.get('FASHIONDIFF_TRACEBACK'): raise                                       # for those who want to see where
+        fail(e)
     except (RuntimeError, MemoryError) as e:
         if 'out of memory' in str(e) or "can't allocate" in str(e) or isinstance(e, MemoryError): fail(f'out of memory: try a smaller --batch_size; in training --accumulate 2, then --checkpoint_activations ({e})')
         if torch.distributed.is_initialized(): fail(f'this process cannot reach the others of its run: go on with --resume ({e})')
@@ -155,7 +158,7 @@ def draw_classes(args, loaded, **how):
 def draw_captions(args, loaded, **how):
     "The same for captions"
     wanted, n = which_prompts(args); scale = loaded.config.guidance_scale if args.guidance_scale is None else args.guidance_scale
-    return Painter(loaded)(wanted, n, guidance_scale=scale, negative_prompt=args.negative_prompt or '', interval=args.guidance_interval or (0, 1e9), **how), wanted, n, scale
+    return Painter(loaded)(wanted, n, guidance_scale=scale, negative_prompt=args.negative_prompt or '', guidance_interval=args.guidance_interval or (0, 1e9), **how), wanted, n, scale
 
 def sample_command(args):
     "Draw what `fashiondiff_sample` was asked for; returns the path of the grid"
@@ -198,8 +201,11 @@ def train_parser():
     p.add_argument('--checkpoint_epochs', type=int, default=50, help='keep a checkpoint every so many epochs (50)')
     p.add_argument('--checkpoint_minutes', type=float, default=10, help='renew checkpoint_last.pth this often: all that is lost if the machine goes (10)')
     p.add_argument('--log_steps', type=int, default=50, help='a row of log.csv every so many steps (50)')
+    reasons = docments(Config)                                                              # the comments beside its fields
     for f in fields(Config):
-        if f.name != 'preset': p.add_argument(f'--{f.name}', *['--size'] * (f.name == 'image_size'), type=_value(f), default=None, metavar=f.name.upper(), help=argparse.SUPPRESS if f.name in ('network',) else f'({f.default})')
+        if f.name == 'preset': continue
+        names, why = [f'--{f.name}'] + (['--size'] if f.name == 'image_size' else []), str(reasons[f.name]).replace('%', '%%')
+        p.add_argument(*names, type=_value(f), default=None, metavar=f.name.upper(), help=argparse.SUPPRESS if f.name == 'network' else f'{f.default} in preset fast: {why}')
     return p
 
 # %% ../nbs/06_commands.ipynb #8373e47d
@@ -370,7 +376,7 @@ def eval_parser():
     p.add_argument('--sampler', default='dpmpp_2m', help=', '.join(samplers))
     p.add_argument('--steps', type=int, default=None, help="intervals (the sampler's own)")
     p.add_argument('--guidance_scale', type=float, default=None, help='1 is as trained (1.25; captions: what the model is configured for)')
-    p.add_argument('--guidance_interval', type=_interval, default=(.3, 3.), metavar='LO,HI', help='ratios of noise to signal between which it acts, with classes; 0,1e9 is everywhere')
+    p.add_argument('--guidance_interval', type=_interval, default=None, metavar='LO,HI', help='ratios of noise to signal between which it acts (0.3,3; captions: everywhere, which is 0,1e9)')
     p.add_argument('--seed', type=int, default=0, help='of the noise')
     p.add_argument('--batch_size', type=int, default=250, help='images at a time')
     p.add_argument('--extractors', default='fmnist,inception', help='feature extractors, with classes; what one cannot measure here reads "not measured"')
@@ -382,7 +388,7 @@ def eval_parser():
     return p
 
 # %% ../nbs/06_commands.ipynb #3145894d
-_garments = 'fashion_mnist', 'sample'  # data sets whose classes the classifier knows
+_known_classes = 'fashion_mnist', 'sample'  # data sets whose classes the classifier knows
 
 def _pictures(what):
     "Is this a folder of pictures, and neither a model's name nor the folder of a run?"
@@ -393,14 +399,13 @@ def subject(args, what, out, shape):
     path = Path(what)
     if args.images or (args.compare and _pictures(what)): return *read_images(path, tuple(shape)), dict(subject=path.resolve().name)
     device, file = pick_device(args.device), find_model(what); dtype = pick_dtype(device, args.dtype); loaded = load_model(file, device, dtype)
-    if loaded.config.text_dim: raise EvaluationError(f'{what} reads captions: give it as --model, alone')
     if loaded.model.shape != tuple(shape): raise EvaluationError(f'{what} draws images of shape {loaded.model.shape}, the real ones have {tuple(shape)}')
-    how = dict(sampler=args.sampler, steps=default_steps(args.sampler, loaded.schedule, args.steps), guidance_scale=1.25 if args.guidance_scale is None else args.guidance_scale, guidance_interval=args.guidance_interval, seed=args.seed)
+    how = dict(sampler=args.sampler, steps=default_steps(args.sampler, loaded.schedule, args.steps), guidance_scale=1.25 if args.guidance_scale is None else args.guidance_scale, guidance_interval=args.guidance_interval or (.3, 3.), seed=args.seed)
     name, weights = path.name if path.is_dir() else path.stem, fingerprint(loaded.model)
     folder = out/'samples'/'_'.join([name, weights, *('-'.join(map(str, v)) if isinstance(v, tuple) else str(v) for v in how.values()), device.replace(':', '')])
     with tqdm(total=args.n_samples, disable=not sys.stderr.isatty(), desc=f'{name}, {args.sampler}', unit='image') as bar:
-        images, labels, speed = generate(loaded, args.n_samples, folder, **how, batch_size=args.batch_size, device=device, tick=lambda n: bar.update(n - bar.n))
-    known = loaded.config.dataset in _garments
+        images, labels, speed = generate(loaded, args.n_samples, folder, **how, batch_size=args.batch_size, device=device, tick=bar.update)
+    known = loaded.config.dataset in _known_classes
     return images, labels if known else None, how | dict(subject=name, device=device, dtype=str(dtype).removeprefix('torch.'), images_per_second=speed, calls=network_calls(how['sampler'], how['steps']), weights=f'{file.name}, {weights}')
 
 # %% ../nbs/06_commands.ipynb #e9b20768
@@ -436,13 +441,14 @@ def write_table(rows, out):
     write_whole(out/'evaluation.md', lambda f: f.write(to_markdown(rows).encode()))
 
 # %% ../nbs/06_commands.ipynb #08afd4ad
-def eval_painter(args, out):
+def eval_painter(args, loaded, out):
     "Measure a model that reads captions against photos held out; returns the rows"
-    file = find_model(args.model); painter = Painter(file, args.device, args.dtype); out.mkdir(parents=True, exist_ok=True)
-    how = dict(sampler=args.sampler, steps=default_steps(args.sampler, painter.schedule, args.steps), guidance_scale=args.guidance_scale, seed=args.seed, n_samples=args.n_samples, data=args.data)
-    with tqdm(disable=not sys.stderr.isatty(), desc=f'{file.stem}, {args.sampler}', unit='image') as bar: rows, prompted = measure_painter(painter, out/'samples', **how, tick=bar.update)
-    for r in rows[2:]: r.update(subject=r['subject'].replace('model', Path(args.model).stem), weights=f'{file.name}, {r["weights"]}')
-    write_png(to_grid(to_float(prompted[::4]), 8), out/f'{Path(args.model).stem}_prompts.png'); write_table(rows, out)
+    painter, file, name = Painter(loaded), find_model(args.model), Path(args.model).stem; out.mkdir(parents=True, exist_ok=True)
+    how = dict(sampler=args.sampler, steps=default_steps(args.sampler, loaded.schedule, args.steps), guidance_scale=args.guidance_scale, guidance_interval=args.guidance_interval or (0, 1e9))
+    with tqdm(disable=not sys.stderr.isatty(), desc=f'{name}, {args.sampler}', unit='image') as bar:
+        rows, prompted = measure_painter(painter, out/'samples', args.n_samples, **how, seed=args.seed, batch_size=args.batch_size, data=args.data, tick=bar.update)
+    for r in rows[2:]: r.update(subject=r['subject'].replace('model', name), weights=f'{file.name}, {r["weights"]}')
+    write_png(to_grid(to_float(prompted[::4]), 8), out/f'{name}_prompts.png'); write_table(rows, out)
     print(to_markdown(rows)); return rows
 
 # %% ../nbs/06_commands.ipynb #a02d0dec
@@ -457,10 +463,13 @@ def _names(args):
 def eval_command(args):
     "Measure what `fashiondiff_eval` was asked to; returns the rows"
     names, out, device = _names(args), Path(args.out), pick_device(args.device)
-    first = next((m for m in args.compare or [args.model] if not args.images and not _pictures(m)), None); loaded = first and load_model(first, device)
-    if loaded and loaded.config.text_dim and not args.compare: return eval_painter(args, out)
-    images, labels = real_images(args.dataset, args.data, *(() if loaded is None else (loaded.config.image_size, loaded.config.fit)))
-    if args.dataset not in _garments: labels = None                                               # the classifier knows Fashion-MNIST's classes alone
+    models = {m: load_model(m, device, pick_dtype(device, args.dtype)) for m in args.compare or [args.model] if not args.images and not _pictures(m)}
+    readers = [m for m, loaded in models.items() if loaded.config.text_dim]
+    if readers and args.compare: raise EvaluationError(f'{readers[0]} reads captions: measure it alone, as --model {readers[0]}')
+    if readers: return eval_painter(args, models[args.model], out)
+    config = next((loaded.config for loaded in models.values()), None)
+    images, labels = real_images(args.dataset, args.data, *(() if config is None else (config.image_size, config.fit)))
+    if args.dataset not in _known_classes: labels = None                                               # the classifier knows Fashion-MNIST's classes alone
     subjects = [subject(args, what, out, images['train'].shape[1:]) for what in args.compare or [args.images or args.model]]
     if len({how['subject'] for *_, how in subjects}) < len(subjects):
         for letter, (*_, how) in zip('AB', subjects): how['subject'] += f'_{letter}'              # two of the same name

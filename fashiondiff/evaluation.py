@@ -384,7 +384,7 @@ def generate(
     batch_size=250,
     guidance_interval=(0, 1e9),  # ratios of noise to signal between which guidance acts, see `middle`
     device='cpu',
-    tick=lambda n: None,  # called with the number of images after each batch
+    tick=lambda n: None,  # called with the number of images that each batch adds
 ):
     "`n` images uint8 `[n, C, H, W]`, labels `[n]`, and images a second; goes on where an earlier call stopped. Raises `EvaluationError` if that was with other settings or weights."
     folder, model = Path(folder), guide(loaded.model, guidance_scale, middle(loaded.schedule, *guidance_interval))
@@ -394,7 +394,7 @@ def generate(
     for x in sample_batches(model, loaded.schedule, labels, sampler, steps, seed, batch_size, device, start=have):
         shard = dict(images=to_uint8(x), labels=labels[have:have + len(x)], seconds=torch.tensor(time.perf_counter() - t0))
         write_whole(folder/f'{have:06d}.safetensors', lambda f: f.write(save(shard)))
-        have += len(x); tick(have); t0 = time.perf_counter()
+        have += len(x); tick(len(x)); t0 = time.perf_counter()
     images, labels, seconds = _shards(folder)
     return images[:n], labels[:n], len(images) / seconds
 

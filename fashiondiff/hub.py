@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from .latent import Painter
 from .sampling import noise_like, timesteps
-from .training import ConfigError, build, config_from, save_weights, schedule_of, write_whole
+from .training import ConfigError, build, config_from, save_weights, schedule_of
 from .unet import TextCond
 from .vae import VAE
 
@@ -61,7 +60,7 @@ class TextToImagePipeline(DiffusionPipeline):
 
     def _words(self, captions):
         settings = self.denoiser.config.settings
-        t = self.tokenizer(captions, padding='max_length', truncation=True, max_length=settings['text_length'], return_tensors='pt').to(self.device)
+        t = self.tokenizer(captions, padding='max_length', truncation=True, max_length=min(settings['text_length'], self.tokenizer.model_max_length), return_tensors='pt').to(self.device)
         return self.text_encoder(**{k: t[k] for k in ('input_ids', 'attention_mask')}).last_hidden_state.float(), t.attention_mask.bool()
 
     @torch.no_grad()
@@ -104,8 +103,9 @@ def save_pipeline(
     folder,  # where to; made if needed
     license='apache-2.0',  # of the weights, for the card
 ):
-    "Write a model as a folder that diffusers loads, with its card, and with `model.safetensors` for `load_model`; returns the folder. Raises as `to_pipeline` does."
-    folder = Path(folder); to_pipeline(painter).save_pretrained(folder); save_weights(painter.model, painter.config, folder/'model.safetensors', **painter.card)
+    "Write a model as a folder that diffusers loads, with its card; if its autoencoder has a name that others know, with `model.safetensors` for `load_model` as well. Returns the folder; raises as `to_pipeline` does."
+    folder = Path(folder); to_pipeline(painter).save_pretrained(folder)
+    if not Path(painter.config.autoencoder).exists(): save_weights(painter.model, painter.config, folder/'model.safetensors', **painter.card)
     (folder/'pipeline.py').write_text('from fashiondiff.hub import TextToImagePipeline\n')
     (folder/'README.md').write_text(model_card(painter, license), encoding='utf8')
     return folder

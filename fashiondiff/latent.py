@@ -18,7 +18,7 @@ from .data import DataError, cache_dir, lazy, show_images, to_float, to_uint8
 from .evaluation import fingerprint, frechet_distance, spread, summarise
 from .guidance import guide, middle
 from .photos import class_ids, photos
-from .sampling import img2img, inpaint, sample, samplers
+from .sampling import img2img, inpaint, sample
 from .schedule import explorer
 from .text import adherence, captioned, get_encoder, load_judge
 from .training import ConfigError, load_model, pick_device, pick_dtype, write_whole
@@ -61,7 +61,7 @@ def encode_to_disk(
 ):
     "Latents in half precision, `[N, C, H/f, W/f]`, or `[2N, …]` with the mirror images after each part's own; goes on where it was interrupted. Raises `DataError` for a folder that holds others."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True); out = []
-    done = _parts_done(folder, hashlib.sha256(json.dumps([vae_key(vae), *images.shape, images[0].tolist(), part, mirrored]).encode()).hexdigest())
+    done = _parts_done(folder, hashlib.sha256(json.dumps([vae_key(vae), *images.shape, hashlib.sha256(memoryview(images.contiguous().numpy())).hexdigest(), part, mirrored]).encode()).hexdigest())
     device = next(vae.parameters()).device
     for i in range(0, len(images), part):
         name = f'part_{i // part:04d}.safetensors'; z = _read_part(folder/name, done.get(name))
@@ -102,7 +102,7 @@ class Painter:
         self.device = pick_device(device); kind = pick_dtype(self.device, dtype)
         self.model, self.schedule, self.config, self.card = load_model(model, self.device, kind)
         weight = next(self.model.parameters()); self.device, kind = str(weight.device), weight.dtype
-        if not self.config.text_dim: raise ConfigError(f'{model} knows classes and no words: latent256, latent128 and photos64 read')
+        if not self.config.text_dim: raise ConfigError(f'{model if isinstance(model, (str, Path)) else self.config.preset} knows classes and no words: latent256, latent128 and photos64 read')
         self.encoder = get_encoder(self.config.text_encoder, self.config.text_length, self.device)
         self.vae = load_vae(self.config.autoencoder, self.device, kind) if self.config.autoencoder else None
         self.size = self.config.image_size * (self.vae.factor if self.vae else 1)
@@ -112,29 +112,30 @@ class Painter:
     def encode(self, x): "Photos in [-1, 1] to what the sampler works on"; x = x.to(self.device); return x if self.vae is None else torch.cat([self.vae.encode(b) for b in x.split(8)])
 
     def guided(self,
-        scale=None,  # guidance scale; the model's own if None
-        negative='',  # a caption to be led away from
-        interval=(0, 1e9),  # ratios of noise to signal between which guidance acts, see `guidance.middle`
+        guidance_scale=None,  # the model's own if None
+        negative_prompt='',  # a caption to be led away from
+        guidance_interval=(0, 1e9),  # ratios of noise to signal between which it acts, see `guidance.middle`
     ):
         "The guided denoiser"
-        g = guide(self.model, self.config.guidance_scale if scale is None else scale, middle(self.schedule, *interval))
-        if negative: g.null = self.encoder([negative])
+        g = guide(self.model, self.config.guidance_scale if guidance_scale is None else guidance_scale, middle(self.schedule, *guidance_interval))
+        if negative_prompt: g.null = self.encoder([negative_prompt])
         return g
 
     def __call__(self,
         prompt,  # a caption, a list of them, or a `TextCond`
         n=1,  # pictures of each
-        steps=20,  # intervals of the sampler
+        *,
+        steps=None,  # intervals; the sampler's own number if None
         guidance_scale=None,  # how much the words count; the model's own if None
         negative_prompt='',  # what it should not look like
         seed=0,  # picture i of a seed is always the same
         sampler='dpmpp_2m',  # a key of `samplers`
-        interval=(0, 1e9),  # ratios of noise to signal between which guidance acts
+        guidance_interval=(0, 1e9),  # ratios of noise to signal between which guidance acts
         **options,  # as in `sample`: `batch_size`, `progress`, `grid`
     ):
         "Photos `[n · prompts, 3, size, size]` in [-1, 1], prompt by prompt. At guidance scale 1 a negative prompt has no effect."
         cond = prompt if isinstance(prompt, TextCond) else self.encoder([prompt] if isinstance(prompt, str) else list(prompt))
-        return self.decode(sample(self.guided(guidance_scale, negative_prompt, interval), self.schedule, cond, n, sampler, steps, seed, device=self.device, clip=self.vae is None, **{'batch_size': 16, **options}))
+        return self.decode(sample(self.guided(guidance_scale, negative_prompt, guidance_interval), self.schedule, cond, n, sampler, steps, seed, device=self.device, clip=self.vae is None, **{'batch_size': 16, **options}))
 
 # %% ../nbs/11_latent.ipynb #e0d4d6c7
 _painter = lru_cache(2)(Painter)
@@ -151,7 +152,7 @@ def text_to_image(
     device=None,  # as in `pick_device`
 ):
     "Photos `[n · prompts, 3, H, W]` in [-1, 1] from words; the model stays loaded for the next call"
-    return _painter(model, device)(prompt, n, steps, guidance_scale, negative_prompt, seed)
+    return _painter(model, device)(prompt, n, steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, seed=seed)
 
 # %% ../nbs/11_latent.ipynb #01a14a23
 _garments = {'t-shirt': 'Tshirts', 'shirt': 'Shirts', 'dress': 'Dresses', 'sweater': 'Sweaters', 'handbag': 'Handbags', 'sports shoes': 'Sports Shoes', 'watch': 'Watches', 'cap': 'Caps'}
@@ -164,14 +165,14 @@ def judged(
     "Photos as the judge sees them, uint8 `[N, 3, 64, 64]`"
     return x if x.shape[-1] == 64 else torch.cat([to_uint8(F.interpolate(to_float(b), (64, 64), mode='bilinear', antialias=True)) for b in x.split(500)])
 
-def _drawn(painter, said, n, folder, weights, seed, tick, **how):
+def _drawn(painter, said, n, folder, weights, seed, batch_size, tick, **how):
     "`n` pictures of each caption as the judge sees them; parts that lie in `folder` are not drawn again"
     parts = []
     for i in range(0, len(said), 16):
         key = hashlib.sha256(json.dumps([weights, str(painter.device), said[i:i + 16], n, seed + i, how]).encode()).hexdigest()[:20]; path = folder/f'{key}.safetensors'
         try: x = load(path.read_bytes())['images']
         except (OSError, SafetensorError):
-            x = judged(to_uint8(painter(said[i:i + 16], n, **how, seed=seed + i))); write_whole(path, lambda f: f.write(save(dict(images=x.contiguous()))))
+            x = judged(to_uint8(painter(said[i:i + 16], n, **how, seed=seed + i, batch_size=batch_size))); write_whole(path, lambda f: f.write(save(dict(images=x.contiguous()))))
         parts.append(x); tick(len(x))
     return torch.cat(parts)
 
@@ -185,7 +186,7 @@ def measure_painter(
     painter,  # a `Painter`
     folder,  # keeps what was drawn, so that an interrupted measurement goes on
     n_samples=10_000,  # at most this many photos held out lend their captions
-    sampler='dpmpp_2m', steps=20, guidance_scale=None, seed=0,  # as in a call of the painter
+    sampler='dpmpp_2m', steps=20, guidance_scale=None, guidance_interval=(0, 1e9), seed=0, batch_size=16,  # as in a call of the painter
     data=None,  # a folder that holds the photos
     tick=lambda n: None,  # called with the number of pictures after each batch
 ):
@@ -193,11 +194,12 @@ def measure_painter(
     c, judge, folder = painter.config, load_judge(), Path(folder); folder.mkdir(parents=True, exist_ok=True)
     test, train = (photos(split, data, painter.size, c.fit) for split in ('test', 'train')); some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:len(test)]
     said = [nine[1] for nine in captioned(c.dataset, 'test', data, painter.size, c.fit)[1]][:n_samples]
-    ask, weights = dict(sampler=sampler, steps=steps, guidance_scale=c.guidance_scale if guidance_scale is None else guidance_scale), fingerprint(painter.model)
+    ask = dict(sampler=sampler, steps=steps, guidance_scale=c.guidance_scale if guidance_scale is None else guidance_scale, guidance_interval=guidance_interval)
+    weights = fingerprint(painter.model)
     drawn_by = weights + (fingerprint(painter.vae) if painter.vae else '')
     painter('a red dress', **ask); t0 = time.perf_counter(); painter('a red dress', 4, **ask)
     how = ask | dict(seed=seed, weights=weights, device=painter.device, images_per_second=4 / (time.perf_counter() - t0))
-    drawn, prompted = (_drawn(painter, words, n, folder, drawn_by, seed, tick, **ask) for words, n in ((said, 1), (list(fixed_prompts), 4)))
+    drawn, prompted = (_drawn(painter, words, n, folder, drawn_by, seed, batch_size, tick, **ask) for words, n in ((said, 1), (list(fixed_prompts), 4)))
     ids = lambda articles, colours: (class_ids(articles, judge.articles), class_ids(colours, judge.colours)); asked, known = (ids(p.rows['articleType'], p.rows.get('baseColour', [''] * len(p))) for p in (test, train))
     real = judged(test.images); against = summarise(judge, real.split(500))
     return [_row(judge, 'photos held out', real, asked, against), _row(judge, 'training photos', judged(train.images[some]), [v[some] for v in known], against),
@@ -298,7 +300,7 @@ def draw_prompt(
     "A figure: pictures of one caption"
     painter = painter or _painter('latent256', None)
     fig, ax = plt.subplots(figsize=(8, 2.3))
-    show_images(painter(prompt, n, steps, scale, negative, seed), n, f'{prompt!r}' + f', not {negative!r}' * bool(negative) + f', scale {scale:g}, {steps} steps, seed {seed}', ax=ax)
+    show_images(painter(prompt, n, steps=steps, guidance_scale=scale, negative_prompt=negative, seed=seed), n, f'{prompt!r}' + f', not {negative!r}' * bool(negative) + f', scale {scale:g}, {steps} steps, seed {seed}', ax=ax)
     return fig
 
 def prompt_explorer(

@@ -264,7 +264,7 @@ def _photo_files(data, size):
 
 def _large_enough(files, size):
     "The files; warns if their photos will be blurred"
-    if 0 < 2 * (side := _side(files)) < size: warnings.warn(f'these photos have {side} pixels at most, and will be blurred at {size}: parquet files with larger ones, in the same columns, go into ./data or the folder that is named', stacklevel=3)
+    if 0 < 5 * (side := _side(files)) < 4 * size: warnings.warn(f'these photos have {side} pixels at most, and will be blurred at {size}: parquet files with larger ones, in the same columns, go into ./data or the folder that is named', stacklevel=3)
     return files
 
 def _open_row(table, column, i): return _picture(table[i][column]['bytes'])

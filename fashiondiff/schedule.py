@@ -11,7 +11,7 @@ import asyncio, base64, html, io, json, math, threading, zlib
 from dataclasses import dataclass, field
 import torch
 from PIL import Image
-from .data import classes, lazy, sample_data, show_images, to_float, rng
+from .data import classes, lazy, sample_data, to_float, rng
 
 # %% ../nbs/00_schedule.ipynb #c6c83680
 W, plt, ipython = lazy('ipywidgets'), lazy('matplotlib.pyplot'), lazy('IPython.display')

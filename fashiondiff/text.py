@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 from .data import Batches, assets, cache_dir, rng, to_float
-from .evaluation import Residual, _conv, features
+from .evaluation import Residual, _conv
 from .photos import class_ids, frequent, photos
 from .training import write_whole
 from .unet import TextCond

@@ -403,6 +403,7 @@ def pick_dtype(
     dtype='auto',  # `"float32"` or `"bfloat16"`; `"auto"` is bfloat16 where the device has instructions for it
 ) -> torch.dtype:
     "In which numbers to sample. Raises `ConfigError` for others."
+    dtype = str(dtype).removeprefix('torch.')
     if dtype not in ('auto', 'float32', 'bfloat16'): raise ConfigError(f'unknown dtype {dtype!r}: it is auto, float32 or bfloat16')
     if dtype == 'auto': native = torch.cuda.is_bf16_supported(including_emulation=False) if device.startswith('cuda') else device == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
     return torch.bfloat16 if dtype == 'bfloat16' or dtype == 'auto' and native else torch.float32
@@ -779,17 +780,18 @@ def _read_weights(path):
 elsewhere = dict(                                                                    # weights that the wheel leaves out, and the SHA-256 of each
     latent128='ff25501f9da4ee7d2895bbf72bebfa2fdc2476a4bfdfa740a951fa82b6bd0715',
     latent256='907579b1a54981df8fbb6b2c109414aa8372e716b4e13af42b79798d64828b21',
-    vae='c051221084f51c36798cb679c1ab1c8b3d72c1bb7e4bc0a1c83f4c4b30051a75',
+    vae='acedd49d80da14ee852bfb3c5e617e8866e379273cebe364348379c6f9edf52e',
     vae16='84ed54b0a8491a2012fe883bb2d3585c2138b252060740675981798a53991995')
 
 def _download(name):
     "The path of weights from `weights/` of the repository, in the cache; `FASHIONDIFF_WEIGHTS` names another address to find them at"
     path = cache_dir()/'weights'/f'{name}.safetensors'
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == elsewhere[name]: return path
-    home = os.environ.get('FASHIONDIFF_WEIGHTS') or f"{metadata('fashiondiff')['Home-page']}/raw/main/weights"
-    try: path.parent.mkdir(parents=True, exist_ok=True); torch.hub.download_url_to_file(f'{home}/{name}.safetensors', str(path), elsewhere[name], progress=False)
-    except Exception as e: raise CheckpointError(f'{name} is not on this machine, and downloading it from {home} failed ({type(e).__name__}: {e}): a clone of the repository has it in weights/') from None
-    return path
+    raw = f"{metadata('fashiondiff')['Home-page']}/raw"; homes = [f"{raw}/v{metadata('fashiondiff')['Version']}/weights", f'{raw}/main/weights']     # those of this version, if it is released
+    for home in [given] if (given := os.environ.get('FASHIONDIFF_WEIGHTS')) else homes:
+        try: path.parent.mkdir(parents=True, exist_ok=True); torch.hub.download_url_to_file(f'{home}/{name}.safetensors', str(path), elsewhere[name], progress=False); return path
+        except Exception as e: failed = e
+    raise CheckpointError(f'{name} is not on this machine, and downloading it from {home} failed ({type(failed).__name__}: {failed}): a clone of the repository has it in weights/')
 
 def _from_hub(address):
     "The path of `owner/name`, or of a file in it, on the hub"

@@ -8,13 +8,10 @@ __all__ = ['PixelNorm', 'LocalBlock', 'encoder_layers', 'decoder_layers', 'Poste
            'measure_scale', 'to_photos', 'save_vae', 'DiffusersVAE', 'load_vae', 'tiled']
 
 # %% ../nbs/10_vae.ipynb #fc7570b1
-import copy, json
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 import torch, torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from .data import rng, to_float

@@ -1,5 +1,5 @@
 "Real processes that cost no imports: each is forked from a server that has imported everything and computed nothing."
-import contextlib, math, multiprocessing, os, resource, sys, time, traceback
+import math, multiprocessing, os, resource, sys, time, traceback
 from pathlib import Path
 
 server = multiprocessing.get_context("forkserver")

@@ -7,7 +7,6 @@ os.environ["OMP_NUM_THREADS"] = "1"                            # a process with 
 from pathlib import Path
 import torch
 from PIL import Image
-from safetensors.torch import save as to_safetensors
 from fashiondiff import commands
 from fashiondiff.data import Batches, sample_data
 from fashiondiff.evaluation import read_images

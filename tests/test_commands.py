@@ -1,6 +1,5 @@
 "The two commands as a person meets them: real processes, killed, resumed, fed nonsense."
 import csv, json, os, signal, subprocess, sys, time
-from pathlib import Path
 import pytest, torch
 import forks
 from PIL import Image

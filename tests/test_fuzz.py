@@ -1,6 +1,5 @@
 "Files from a stranger: opened, or refused in a line that names them; no program in them is ever run."
-import gzip, http.server, io, re, subprocess, sys, threading
-from pathlib import Path
+import gzip, http.server, re, subprocess, sys, threading
 import pytest, torch, torchvision.datasets
 from PIL import Image
 from fashiondiff import data

@@ -4,7 +4,7 @@ import pytest, torch
 from fashiondiff.data import rng, to_float, to_uint8
 from fashiondiff.training import CheckpointError, ConfigError, find_model, load_model, make_config, shipped_files
 from fashiondiff.unet import TextCond
-from fashiondiff.vae import VAE, Crops, edge_loss, load_vae, measure_scale, psnr, save_vae, tiled, to_photos, train_vae, widened
+from fashiondiff.vae import VAE, Crops, load_vae, measure_scale, psnr, save_vae, tiled, train_vae, widened
 
 for module in ("datasets", "transformers", "diffusers"): pytest.importorskip(module)
 from fashiondiff.latent import Painter, between, encode_to_disk, fill_in, latent_captions, latent_mask, repaint, text_to_image
@@ -134,7 +134,9 @@ def test_a_model_that_reads_is_measured_by_the_command(there, tmp_path, monkeypa
     assert abs(rows[0]["fd_test"]) < 1e-3 < rows[2]["fd_test"] and (tmp_path / "run_prompts.png").is_file() and Image.open(tmp_path / "run_prompts.png").size[0] > 8 * 64
     drawn = {p: p.stat().st_mtime_ns for p in (tmp_path / "samples").iterdir()}; eval_main(ask); assert {p: p.stat().st_mtime_ns for p in (tmp_path / "samples").iterdir()} == drawn, "nothing is drawn twice"
     eval_main([*ask, "--seed", "1"]); assert len(list((tmp_path / "samples").iterdir())) == 2 * len(drawn)
-    with pytest.raises(SystemExit): eval_main(["--compare", str(there / "run"), "tiny", "--out", str(tmp_path)])
+    for pair in ([str(there / "run"), "tiny"], ["tiny", str(there / "run")]):
+        with pytest.raises(SystemExit): eval_main(["--compare", *pair, "--out", str(tmp_path), "--device", "cpu"])
+        assert "run reads captions: measure it alone" in capsys.readouterr().err
 
 def test_a_few_bytes_do_not_become_gigabytes(tmp_path):
     "scales that would spread a row over a matrix; an autoencoder whose settings ask for more than its file holds"

@@ -1,6 +1,5 @@
 "Every notebook runs, is stored with its outputs, and gives the modules as they are."
 import json, re, shutil, subprocess, sys
-from pathlib import Path
 import nbformat, pytest
 import forks
 from make_readme import ROOT, readme

@@ -1,7 +1,6 @@
 "What a person who installs the package gets."
 import os, re, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
-from pathlib import Path
 import pytest, torch
 from fashiondiff.evaluation import class_accuracy, load_classifier
 from fashiondiff.guidance import guide

@@ -1,6 +1,5 @@
 "Colour photographs: their formats, damaged pictures, what is held out, the cache, what is missing, and what is asked for wrongly."
-import hashlib, io, os, pickle, subprocess, sys, time, warnings
-from pathlib import Path
+import io, os, pickle, subprocess, sys, warnings
 import pyarrow as pa, pyarrow.parquet as pq, pytest, torch, torchvision.datasets
 from PIL import Image
 from fashiondiff import data, photos

@@ -3,7 +3,6 @@ With `SITE=_docs` the pages of a built site take the place of ours in the browse
 import ast, configparser, html, json, os, re, shutil, threading, warnings
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import unquote, urlparse
 import nbformat, pytest, yaml
 from execnb.nbio import read_nb

@@ -1,5 +1,4 @@
 "Captions, encoders, and models that are asked in words."
-import os, warnings
 import pytest, torch
 from fashiondiff.data import rng, sample_data
 from fashiondiff.guidance import guide
@@ -8,7 +7,7 @@ from fashiondiff.training import Trainer, load_model, make_accelerator, make_con
 from fashiondiff.unet import TextCond, replaced
 
 transformers = pytest.importorskip("transformers")
-from fashiondiff.text import CaptionBatches, TextEncoder, TextError, captions, encode, encode_once, get_encoder, noun, white_border
+from fashiondiff.text import CaptionBatches, TextError, captions, encode_once, get_encoder, noun, white_border
 
 words = "a red blue green shirt bag shoe on white background photo of".split()
 

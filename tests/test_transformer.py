@@ -7,7 +7,7 @@ from fashiondiff.guidance import guide
 from fashiondiff.optimizer import Muon
 from fashiondiff.sampling import ddim, sample
 from fashiondiff.training import ConfigError, Trainer, build, draw, load_model, make_accelerator, make_config, resume, save_checkpoint, save_weights, step_density
-from fashiondiff.transformer import Modulation, MultiHead, SwiGLU, Transformer, TransformerBlock, modulate, patchify, rotate, turns, unpatchify
+from fashiondiff.transformer import Modulation, MultiHead, Transformer, TransformerBlock, modulate, patchify, rotate, turns, unpatchify
 from fashiondiff.unet import TextCond
 
 small = dict(base_channels=32, depth=2, heads=2, patch_size=4, batch_size=20, lr_warmup=0, mixed_precision="no")
