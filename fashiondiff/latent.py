@@ -86,7 +86,7 @@ def latent_captions(
     vae = load_vae(config.autoencoder, device)
     if vae.latent_channels != config.channels: raise ConfigError(f'channels = {config.channels}: the latents of {config.autoencoder!r} have {vae.latent_channels}')
     images, said = captioned(config.dataset, split, data, config.image_size * vae.factor, config.fit)
-    key = hashlib.sha256(json.dumps([vae_key(vae), hashlib.sha256(memoryview(images.contiguous().numpy())).hexdigest(), mirrored]).encode()).hexdigest()[:20]
+    key = hashlib.sha256(json.dumps(['2', vae_key(vae), hashlib.sha256(memoryview(images.contiguous().numpy())).hexdigest(), mirrored]).encode()).hexdigest()[:20]
     part = 512; z = encode_to_disk(vae, images, cache_dir()/'latents'/key, part, mirrored=mirrored, tick=tick)
     parts = [said[i:i + part] for i in range(0, len(said), part)]
     return z, [c for p in parts for c in p * (2 if mirrored else 1)]
