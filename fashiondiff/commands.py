@@ -205,7 +205,7 @@ def train_parser():
     for f in fields(Config):
         if f.name == 'preset': continue
         names, why = [f'--{f.name}'] + (['--size'] if f.name == 'image_size' else []), str(reasons[f.name]).replace('%', '%%')
-        p.add_argument(*names, type=_value(f), default=None, metavar=f.name.upper(), help=argparse.SUPPRESS if f.name == 'network' else f'{f.default} in preset fast: {why}')
+        p.add_argument(*names, type=_value(f), default=None, metavar=f.name.upper(), help=argparse.SUPPRESS if f.name == 'network' else f'{why} (fast: {f.default})')
     return p
 
 # %% ../nbs/06_commands.ipynb #8373e47d

@@ -177,33 +177,49 @@ def _drawn(painter, said, n, folder, weights, seed, batch_size, tick, **how):
     return torch.cat(parts)
 
 # %% ../nbs/11_latent.ipynb #72f7eafe
-def _row(judge, subject, x, asked, real=None, **more):
-    "How often a set of pictures is recognised as what was asked for, and its distance from real ones"
-    s = summarise(judge, x.split(500)); near = {} if real is None else dict(fd_test=frechet_distance(s.moments, real.moments), fd_test_spread=spread(s, real), n_test=len(real.features))
-    return dict(subject=subject, extractor='judge', n=len(x), **near, **adherence(judge, x, *asked), **more)
+def _asked(judge, articles, colours):
+    "Numbers of articles and colours, a pair of int64 `[N]`; -1 where the judge knows none of that name"
+    return class_ids(articles, judge.articles), class_ids(colours, judge.colours)
 
+def _shown(judge, p):
+    "The same of what photos show"
+    return _asked(judge, p.rows['articleType'], p.rows.get('baseColour', [''] * len(p)))
+
+def _row(judge, subject, x, asked, real=None, **more):
+    "How often pictures are recognised as what was asked for, and their distance from real ones"
+    row, s = dict(subject=subject, extractor='judge', n=len(x)), summarise(judge, x.split(500))
+    if real is not None: row |= dict(fd_test=frechet_distance(s.moments, real.moments), fd_test_spread=spread(s, real), n_test=len(real.features))
+    return row | adherence(judge, x, *asked) | more
+
+def _real_rows(judge, test, train):
+    "Rows of the photos held out and of as many training photos, and a summary of the former"
+    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:len(test)]
+    real, near = judged(test.images), judged(train.images[some]); summary = summarise(judge, real.split(500))
+    return [_row(judge, 'photos held out', real, _shown(judge, test), summary), _row(judge, 'training photos', near, [v[some] for v in _shown(judge, train)], summary)], summary
+
+# %% ../nbs/11_latent.ipynb #f805119f
 def measure_painter(
     painter,  # a `Painter`
     folder,  # keeps what was drawn, so that an interrupted measurement goes on
     n_samples=10_000,  # at most this many photos held out lend their captions
     sampler='dpmpp_2m', steps=20, guidance_scale=None, guidance_interval=(0, 1e9), seed=0, batch_size=16,  # as in a call of the painter
     data=None,  # a folder that holds the photos
-    tick=lambda n: None,  # called with the number of pictures after each batch
+    tick=lambda n: None,  # called with the number of pictures that each batch adds
 ):
     "Rows for `to_markdown`: photos held out, training photos, the model, and the model for the `fixed_prompts` (4 of each, which come back as well, uint8 `[256, 3, 64, 64]`); pictures a second at four at a time"
     c, judge, folder = painter.config, load_judge(), Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    test, train = (photos(split, data, painter.size, c.fit) for split in ('test', 'train')); some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:len(test)]
+    test, train = (photos(split, data, painter.size, c.fit) for split in ('test', 'train'))
     said = [nine[1] for nine in captioned(c.dataset, 'test', data, painter.size, c.fit)[1]][:n_samples]
     ask = dict(sampler=sampler, steps=steps, guidance_scale=c.guidance_scale if guidance_scale is None else guidance_scale, guidance_interval=guidance_interval)
-    weights = fingerprint(painter.model)
-    drawn_by = weights + (fingerprint(painter.vae) if painter.vae else '')
-    painter('a red dress', **ask); t0 = time.perf_counter(); painter('a red dress', 4, **ask)
-    how = ask | dict(seed=seed, weights=weights, device=painter.device, images_per_second=4 / (time.perf_counter() - t0))
-    drawn, prompted = (_drawn(painter, words, n, folder, drawn_by, seed, batch_size, tick, **ask) for words, n in ((said, 1), (list(fixed_prompts), 4)))
-    ids = lambda articles, colours: (class_ids(articles, judge.articles), class_ids(colours, judge.colours)); asked, known = (ids(p.rows['articleType'], p.rows.get('baseColour', [''] * len(p))) for p in (test, train))
-    real = judged(test.images); against = summarise(judge, real.split(500))
-    return [_row(judge, 'photos held out', real, asked, against), _row(judge, 'training photos', judged(train.images[some]), [v[some] for v in known], against),
-            _row(judge, 'model', drawn, [v[:len(drawn)] for v in asked], against, **how), _row(judge, 'model, 64 prompts', prompted, [v.repeat_interleave(4) for v in ids(*zip(*fixed_prompts.values()))], **how)], prompted
+    painter('a red dress', **ask); t0 = time.perf_counter(); painter('a red dress', 4, **ask); speed = 4 / (time.perf_counter() - t0)
+    weights = fingerprint(painter.model); by = weights + (fingerprint(painter.vae) if painter.vae else '')
+    drawn = _drawn(painter, said, 1, folder, by, seed, batch_size, tick, **ask)
+    prompted = _drawn(painter, list(fixed_prompts), 4, folder, by, seed, batch_size, tick, **ask)
+    wanted = [v.repeat_interleave(4) for v in _asked(judge, *zip(*fixed_prompts.values()))]
+    rows, summary = _real_rows(judge, test, train); how = ask | dict(seed=seed, weights=weights, device=painter.device, images_per_second=speed)
+    rows.append(_row(judge, 'model', drawn, [v[:len(drawn)] for v in _shown(judge, test)], summary, **how))
+    rows.append(_row(judge, 'model, 64 prompts', prompted, wanted, **how))
+    return rows, prompted
 
 # %% ../nbs/11_latent.ipynb #9ee01318
 @torch.no_grad()
@@ -213,12 +229,13 @@ def repaint(
     prompt,  # what they should become
     strength=.6,  # share of the schedule that is redone: 0 keeps them, 1 forgets them
     guidance_scale=None,  # the model's own if None
+    negative_prompt='',  # what they should not look like
     seed=0,
     steps=20,  # intervals over the part that is redone
 ):
     "Photos made from photos (Meng et al. 2021), in latents"
     cond = painter.encoder([prompt]).repeat_interleave(len(images))
-    return painter.decode(img2img(painter.guided(guidance_scale), painter.schedule, painter.encode(images), cond, strength, steps=steps, seed=seed, clip=painter.vae is None))
+    return painter.decode(img2img(painter.guided(guidance_scale, negative_prompt), painter.schedule, painter.encode(images), cond, strength, steps=steps, seed=seed, clip=painter.vae is None))
 
 # %% ../nbs/11_latent.ipynb #86b1c2f8
 def latent_mask(
@@ -237,6 +254,7 @@ def fill_in(
     mask,  # 1 where they are known, 0 where something is to be invented, `[B, 1, size, size]`
     prompt,  # what should be seen
     guidance_scale=None,  # the model's own if None
+    negative_prompt='',  # what they should not look like
     seed=0,
     steps=20,  # intervals
 ):
@@ -244,7 +262,7 @@ def fill_in(
     clip = painter.vae is None; mean = (images * mask).sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)
     z = painter.encode(torch.where(mask.bool(), images, mean))
     known = latent_mask(mask, painter.vae.factor) if painter.vae else mask
-    denoiser = inpaint(painter.guided(guidance_scale), painter.schedule, z, known.to(z.device), clip)
+    denoiser = inpaint(painter.guided(guidance_scale, negative_prompt), painter.schedule, z, known.to(z.device), clip)
     cond = painter.encoder([prompt]).repeat_interleave(len(images))
     made = painter.decode(sample(denoiser, painter.schedule, cond, 1, steps=steps, seed=seed, device=painter.device, batch_size=len(images), clip=clip))
     return torch.where(mask.bool(), images, made)

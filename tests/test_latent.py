@@ -122,7 +122,7 @@ def test_asked_from_a_shell(there, tmp_path):
     from fashiondiff.commands import sample_main
     def draw(*more): sample_main(["--model", str(there / "run"), "--prompt", "a red shirt", "--n_samples", "2", "--steps", "2", "--device", "cpu", "--dtype", "float32", "--save_individual", "--out", str(tmp_path), *more]); return Image.open(tmp_path / "individual" / "a red shirt_000.png")
     one, other = draw(), draw("--negative_prompt", "blue"); assert one.size == (64, 64) and one.mode == "RGB" and one.tobytes() != other.tobytes()
-    ours = Painter(there / "run", "cpu", "float32")("a red shirt", 2, 2); assert (ours[0] - to_float(torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8).view(64, 64, 3).permute(2, 0, 1))).abs().max() < 2 / 127.5
+    ours = Painter(there / "run", "cpu", "float32")("a red shirt", 2, steps=2); assert (ours[0] - to_float(torch.frombuffer(bytearray(one.tobytes()), dtype=torch.uint8).view(64, 64, 3).permute(2, 0, 1))).abs().max() < 2 / 127.5
 
 def test_a_model_that_reads_is_measured_by_the_command(there, tmp_path, monkeypatch, capsys):
     from fashiondiff.commands import eval_main
@@ -241,7 +241,7 @@ def test_diffusers_draws_the_same_picture(paint, tmp_path):
     from fashiondiff.hub import save_pipeline
     folder = save_pipeline(paint, tmp_path / "pipe"); pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True); pipe.set_progress_bar_config(disable=True)
     for how in (dict(negative="", scale=2.), dict(negative="a bag", scale=3.)):
-        theirs = pipe(["a red shirt", "a blue bag"], how["negative"], 12, how["scale"], seed=4, output_type="pt").images; ours = paint(["a red shirt", "a blue bag"], 1, 12, how["scale"], how["negative"], 4)
+        theirs = pipe(["a red shirt", "a blue bag"], how["negative"], 12, how["scale"], seed=4, output_type="pt").images; ours = paint(["a red shirt", "a blue bag"], steps=12, guidance_scale=how["scale"], negative_prompt=how["negative"], seed=4)
         assert (theirs - ours).abs().max() < 1e-3 and (ours[0] - ours[1]).abs().max() > .01
     noise = torch.randn(1, 4, 8, 8, generator=rng(1)); assert torch.equal(pipe("a bag", latents=noise, num_inference_steps=2, output_type="pt").images, pipe("a bag", latents=noise, seed=9, num_inference_steps=2, output_type="pt").images)
     card = (folder / "README.md").read_text(); assert card.startswith("---\n") and "pipeline_tag: text-to-image" in card and "latent64" in card

@@ -74,7 +74,7 @@ def test_shipped_weights_fit_and_carry_their_card():
         assert {"preset", "epochs", "hardware", "minutes", "seed", "recognised"} <= set(card), name
 
 def test_every_class_is_recognised_by_a_classifier_the_model_never_met():
-    "The default settings, 20 of each class; no class may be lost"
+    "20 of each class at guidance 1.5; no class may be lost"
     model, schedule, *_ = load_model()
     x = sample(guide(model, 1.5), schedule, range(10), n=20, seed=123, batch_size=100)
     labels = torch.arange(10).repeat_interleave(20)

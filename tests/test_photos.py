@@ -51,8 +51,8 @@ def test_the_smallest_photos_that_are_large_enough_are_taken(tmp_path):
 
 def test_photos_that_are_much_too_small_are_said_to_be(tmp_path):
     path = draw_photos(tmp_path / "p.parquet", 10, (60, 80))
-    with warnings.catch_warnings(): warnings.simplefilter("error"); fashion_album("all", path, 128)
-    with pytest.warns(UserWarning, match="have 80 pixels at most, and will be blurred at 256"): fashion_album("all", path, 256)
+    with warnings.catch_warnings(): warnings.simplefilter("error"); fashion_album("all", path, 96)
+    with pytest.warns(UserWarning, match="have 80 pixels at most, and will be blurred at 128"): fashion_album("all", path, 128)
 
 def test_no_picture_makes_another_program_start(drawn, monkeypatch):
     from PIL import EpsImagePlugin
