@@ -736,6 +736,7 @@ def from_bytes_a_row(state):
         return w.float() * scale.view(-1, *[1] * (w.ndim - 1))
     return {name: full(name, w) for name, w in state.items() if not name.endswith('.scale') or name.removesuffix('.scale') not in state}
 
+# %% ../nbs/02_training.ipynb #3c4ba44d
 def pack(
     path,  # of the `.safetensors` file
     state,  # weights by name

@@ -257,7 +257,7 @@ def save_vae(
 def _read_vae(path):
     settings, state, card = unpack(path, 'vae', 'an autoencoder')
     try:
-        if sum(settings['encoder_blocks']) + sum(settings['decoder_blocks']) > len(state): raise ValueError('blocks')
+        if max(*settings['encoder_blocks'], *settings['decoder_blocks']) > len(state): raise ValueError('blocks')
         with torch.device('meta'): want = {k: v.shape for k, v in VAE(**settings).state_dict().items()}                  # costs nothing, whatever the file says
         if {k: v.shape for k, v in state.items()} != want: raise ValueError('shapes')
         vae = VAE(**settings); vae.load_state_dict(state); vae.card = card; return vae
