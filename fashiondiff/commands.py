@@ -197,6 +197,7 @@ def train_parser():
     p.add_argument('--device', default=None, help='cpu, cuda, cuda:1, mps (the best there is)')
     p.add_argument('--compile', action='store_true', help='let torch.compile fuse the network: a minute at the start, nearly twice the speed on a GPU')
     p.add_argument('--checkpoint_activations', action='store_true', help='compute the insides of blocks twice rather than keep them: less memory, a third more work (off)')
+    p.add_argument('--shard', action='store_true', help='of several processes, let each keep its share only of weights, gradients, moments and average (FSDP): less memory, more traffic (off)')
     p.add_argument('--sample_epochs', type=int, default=10, help='preview samples every so many epochs (10)')
     p.add_argument('--checkpoint_epochs', type=int, default=50, help='keep a checkpoint every so many epochs (50)')
     p.add_argument('--checkpoint_minutes', type=float, default=10, help='renew checkpoint_last.pth this often: all that is lost if the machine goes (10)')
@@ -249,7 +250,7 @@ def preview_conds(trainer, most=12):
 def preview(trainer, path, n=8, steps=20, stop=lambda: False):
     "A grid of samples with the averaged weights, rows are classes or captions; returns the path, or None if `stop()` came true meanwhile. Warns of images that show nothing."
     cond = preview_conds(trainer).repeat_interleave(n)
-    denoiser, vae = guide(trainer.averaged, trainer.config.guidance_scale), load_vae(trainer.config.autoencoder, trainer.device) if trainer.config.autoencoder else None
+    denoiser, vae = guide(trainer.network(), trainer.config.guidance_scale), load_vae(trainer.config.autoencoder, trainer.device) if trainer.config.autoencoder else None
     def tick():
         if stop(): raise _Stopped
     try:
@@ -290,8 +291,9 @@ def _report(accelerator, bar, log):
     accelerator.log(dict(loss=loss, lr=log.lr, epoch=log.epoch) | (dict(epoch_loss=log.epoch_loss) if ended else {}), step=log.step)
 
 def _show(trainer, accelerator, path, caught):
-    if not accelerator.is_main_process or not preview(trainer, path, stop=lambda: bool(caught)): return
-    for t in accelerator.trackers: t.log_images(dict(samples=[Image.open(path)]), step=trainer.step)
+    if accelerator.is_main_process and preview(trainer, path, stop=lambda: bool(caught)):
+        for t in accelerator.trackers: t.log_images(dict(samples=[Image.open(path)]), step=trainer.step)
+    trainer.meet()
 
 # %% ../nbs/06_commands.ipynb #5a7e2af9
 def _loop(trainer, out, args, caught):
@@ -346,7 +348,7 @@ def train_command(args):
     config, mode = config_of(args, _stored(out, args)), wandb_mode(args.wandb)
     accelerator = make_accelerator(args.device, config.mixed_precision, log_with='wandb' if mode != 'disabled' else None)
     with accelerator.main_process_first(): batches = batches_of(config, args.data, accelerator.device)
-    trainer = Trainer(config, batches, accelerator, args.compile, args.checkpoint_activations)
+    trainer = Trainer(config, batches, accelerator, args.compile, args.checkpoint_activations, args.shard)
     out.mkdir(parents=True, exist_ok=True)
     if mode != 'disabled' and accelerator.is_main_process: tracker(accelerator, config, out, mode)
     with signals() as caught: reason = _loop(trainer, out, args, caught)

@@ -43,44 +43,46 @@ class Residual(nn.Module):
     def forward(self, x): return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
 
 class Classifier(nn.Module):
-    "Images `[B, 1, 28, 28]` in [-1, 1] to logits `[B, 10]`"
+    "Images `[B, channels, H, W]` in [-1, 1] to logits `[B, num_classes]`"
     def __init__(self,
         widths=(32, 64, 128),  # channels at 28×28, 14×14 and 7×7
         num_classes=10,
+        channels=1,  # 3 for colours
     ):
         super().__init__()
         a, b, c = widths
-        self.body = nn.Sequential(_conv(1, a), _conv(a, b, 2), Residual(b), _conv(b, c, 2), Residual(c))
+        self.body = nn.Sequential(_conv(channels, a), _conv(a, b, 2), Residual(b), _conv(b, c, 2), Residual(c))
         self.head = nn.Linear(c, num_classes)
 
-    def features(self, x): "What it knows before it decides, `[B, 128]`"; return self.body(x).mean((2, 3))
+    def features(self, x): "What it knows before it decides, `[B, widths[-1]]`"; return self.body(x).mean((2, 3))
     def forward(self, x): return self.head(self.features(x))
 
 # %% ../nbs/05_evaluation.ipynb #325871fb
 def augment(
-    x,  # images `[B, 1, 28, 28]` in [-1, 1]
+    x,  # images `[B, C, H, H]` in [-1, 1]
     g,  # a `torch.Generator`
 ):
     "Mirror half of the images, shift each by up to two pixels, and cut a hole of seven"
-    B, i = len(x), torch.arange(28)
+    B, C, H, _ = x.shape; i = torch.arange(H)
     x = torch.where(torch.rand(B, 1, 1, 1, generator=g) < .5, x.flip(-1), x)
     dy, dx = torch.randint(0, 5, (2, B, 1), generator=g)
-    x = F.pad(x, (2, 2, 2, 2), value=-1.)[torch.arange(B)[:, None, None], 0, (dy + i)[:, :, None], (dx + i)[:, None, :]][:, None]
-    cy, cx = torch.randint(0, 28, (2, B, 1), generator=g)
+    x = F.pad(x, (2, 2, 2, 2), value=-1.)[torch.arange(B)[:, None, None, None], torch.arange(C)[:, None, None], (dy + i)[:, None, :, None], (dx + i)[:, None, None, :]]
+    cy, cx = torch.randint(0, H, (2, B, 1), generator=g)
     hole = ((i - cy).abs() < 4)[:, :, None] & ((i - cx).abs() < 4)[:, None, :]
     return x.masked_fill(hole[:, None], -1.)
 
 # %% ../nbs/05_evaluation.ipynb #ca3e18f0
 def train_classifier(
-    images, labels,  # uint8 `[N, 1, 28, 28]`, int64 `[N]`
+    images, labels,  # uint8 `[N, C, H, H]`, int64 `[N]`
     epochs=14,
     seed=0,
     lr=4e-3,  # highest learning rate
     batch_size=250,
+    widths=(32, 64, 128),  # of the `Classifier`
 ):
     "A trained `Classifier` with averaged weights, in evaluation mode; on the CPU, in bf16"
     torch.manual_seed(seed); g = rng(seed)
-    net = Classifier().to(memory_format=torch.channels_last); batches = Batches(images, labels, batch_size, seed)
+    net = Classifier(widths, int(labels.max()) + 1, images.shape[1]).to(memory_format=torch.channels_last); batches = Batches(images, labels, batch_size, seed)
     opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.1)
     plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, epochs * len(batches), pct_start=.2)
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(.995), use_buffers=True)

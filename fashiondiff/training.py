@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['presets', 'elsewhere', 'loss_weights', 'losses', 'step_density', 'draw', 'ema_decay', 'Config', 'HQ', 'FastTuned',
-           'HQTuned', 'Tiny', 'DiT', 'Photos64', 'Cifar10', 'CelebA64', 'Photos128', 'Latent256', 'Latent128',
-           'Latent64', 'XL', 'ConfigError', 'make_config', 'build', 'schedule_of', 'lr_factor', 'pick_device',
-           'pick_dtype', 'make_accelerator', 'recompute', 'Trainer', 'Replayed', 'Log', 'CheckpointError', 'RunError',
-           'write_whole', 'read_checkpoint', 'config_from', 'stored_config', 'save_checkpoint', 'differences', 'resume',
-           'to_bytes_a_row', 'from_bytes_a_row', 'pack', 'unpack', 'save_weights', 'Loaded', 'shipped_files',
-           'shipped_models', 'find_model', 'load_model', 'newest_checkpoint', 'RunLog', 'read_log', 'Guard', 'Keeper',
-           'locked', 'fit']
+           'HQTuned', 'Tiny', 'DiT', 'Photos64', 'Cifar10', 'Cifar10Tiny', 'CelebA64', 'Photos128', 'Latent256',
+           'Latent128', 'Latent64', 'XL', 'ConfigError', 'make_config', 'build', 'schedule_of', 'lr_factor',
+           'pick_device', 'pick_dtype', 'make_accelerator', 'blocks_of', 'recompute', 'shard', 'Trainer', 'Replayed',
+           'Log', 'CheckpointError', 'RunError', 'write_whole', 'read_checkpoint', 'config_from', 'stored_config',
+           'save_checkpoint', 'differences', 'resume', 'to_bytes_a_row', 'from_bytes_a_row', 'pack', 'unpack',
+           'save_weights', 'Loaded', 'shipped_files', 'shipped_models', 'find_model', 'load_model', 'newest_checkpoint',
+           'RunLog', 'read_log', 'Guard', 'Keeper', 'locked', 'fit']
 
 # %% ../nbs/02_training.ipynb #fcae91ee
 import contextlib, copy, csv, hashlib, inspect, io, json, math, os, pickletools, re, time, warnings, zipfile
@@ -26,9 +26,10 @@ from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 from .data import assets, cache_dir, rng, stream_seed
-from .optimizer import optimizers
+from .optimizer import gathered, local, optimizers, scattered
 from .schedule import kinds, make_schedule, schedules, target
 from .unet import each, find_network, replaced
 
@@ -238,6 +239,19 @@ class Cifar10(FastTuned):
     ema_decay: float = 0.9999                # as in DDPM, for runs of a hundred thousand steps
 
 @dataclass
+class Cifar10Tiny(FastTuned):
+    "Preset `cifar10_tiny`: what an hour and a half on two CPU cores can learn of CIFAR-10"
+    preset: str = 'cifar10_tiny'
+    dataset: str = 'cifar10'                 # 50,000 photos
+    image_size: int = 32
+    channels: int = 3                        # red, green, blue
+    channel_mults: tuple = (1, 2, 3)         # 16, 8 and 4 positions a side, since 2×2 are folded: most of the parameters where they cost least
+    attention_resolutions: tuple = (8,)      # animals have legs on both sides
+    epochs: int = 15                         # most kinds of thing can be told by then
+    batch_size: int = 128                    # many small steps beat few large ones in a short run
+    ema_decay: float = 0.999                 # 5,850 steps
+
+@dataclass
 class CelebA64(FastTuned):
     "Preset `celeba64`: faces of 64 pixels, of one class, for a GPU"
     preset: str = 'celeba64'
@@ -319,7 +333,7 @@ class XL(Photos64):
     epochs: int = 500
     ema_decay: float = 0.9999
 
-presets.update(cifar10=Cifar10, celeba64=CelebA64, photos128=Photos128, latent64=Latent64, latent128=Latent128, latent256=Latent256, xl=XL)
+presets.update(cifar10=Cifar10, cifar10_tiny=Cifar10Tiny, celeba64=CelebA64, photos128=Photos128, latent64=Latent64, latent128=Latent128, latent256=Latent256, xl=XL)
 
 # %% ../nbs/02_training.ipynb #6f659f21
 class ConfigError(ValueError):
@@ -422,13 +436,29 @@ def make_accelerator(
     return Accelerator(cpu=device == 'cpu', mixed_precision=mixed_precision, **kwargs)
 
 # %% ../nbs/02_training.ipynb #5ca1e021
+def blocks_of(network):
+    "What a network says by `.blocks` that it is made of. Raises `ConfigError` if it does not."
+    if not getattr(network, 'blocks', ()): raise ConfigError(f'{type(network).__name__} does not say by .blocks what it is made of')
+    return network.blocks
+
 def recompute(
     network,  # says by `.blocks` which modules
 ):
     "Let blocks keep their inputs only and compute their insides again on the way back (Chen et al. 2016, section 4); returns the network. Raises `ConfigError` if it has no blocks."
-    if not getattr(network, 'blocks', ()): raise ConfigError(f'checkpoint_activations: {type(network).__name__} does not say by .blocks what to compute again')
-    for block in network.blocks: block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    for block in blocks_of(network): block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return network
+
+# %% ../nbs/02_training.ipynb #bcd41b1b
+def shard(
+    network,  # says by `.blocks` which modules are fetched at a time
+    accelerator,  # knows the processes
+):
+    "Let each process keep only its rows of every weight (FSDP, Zhao et al. 2023, as PyTorch's `fully_shard`); returns the network. Raises `ConfigError` if it has no blocks, or nobody to share with."
+    if accelerator.num_processes == 1: raise ConfigError('shard: one process has nobody to share with; torchrun starts several')
+    from torch.distributed.fsdp import fully_shard
+    mesh = torch.distributed.init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for block in blocks_of(network): fully_shard(block, mesh=mesh)
+    return fully_shard(network, mesh=mesh)
 
 # %% ../nbs/02_training.ipynb #ee3ce233
 class Trainer:
@@ -439,21 +469,24 @@ class Trainer:
         accelerator=None,  # from `make_accelerator`; made from the configuration otherwise
         compile=False,  # let `torch.compile` fuse the network: a minute at the start, fewer trips to memory in every step
         checkpoint_activations=False,  # compute the insides of blocks twice rather than keep them: less memory, a third more work
+        sharded=False,  # let each of several processes keep its rows only of weights, gradients, moments and average: less memory, more traffic
     ):
-        self.config, self.batches = config, batches
+        self.config, self.batches, self.sharded = config, batches, sharded
         self.accelerator = a = accelerator or make_accelerator(mixed_precision=config.mixed_precision)
-        if a.distributed_type == 'FSDP': raise ConfigError('FSDP shards the weights, and their average would have to be sharded with them: train with DDP, which torchrun starts')
+        if a.distributed_type == 'FSDP': raise ConfigError("accelerate's own FSDP would shard the weights and not their average: start as usual, with --shard")
+        if sharded and (compile or a.scaler): raise ConfigError('shard goes neither with compile nor with fp16')
         if config.batch_size % (a.num_processes * config.accumulate): raise ConfigError(f'batch_size {config.batch_size} cannot be shared out among {a.num_processes} processes' + f' in {config.accumulate} parts each' * (config.accumulate > 1))
         self.device, self.step, self.schedule, self.best = a.device, 0, schedule_of(config), math.inf
         self.whole = True                                                                    # False in the middle of an update
         self.epoch_loss = torch.zeros((), dtype=torch.float32 if a.device.type == 'mps' else torch.float64, device=a.device)
         self.lr, self.pull = torch.zeros(2, device=a.device).unbind()                        # learning rate, and how far the average moves: on the device, so that a recorded step can read them
-        self.raw = build(config).to(self.device, memory_format=torch.channels_last)
+        self.raw = build(config).to(self.device, memory_format=torch.contiguous_format if sharded else torch.channels_last)       # rows that lie together can be cut off
         self.averaged = copy.deepcopy(self.raw).eval().requires_grad_(False)
         if checkpoint_activations: recompute(self.raw)
         if compile: self.raw.compile()
+        if sharded: shard(self.raw, a); shard(self.averaged, a)
         optimizer = optimizers[config.optimizer](self.raw, config.lr, weight_decay=config.weight_decay)
-        self.model, self.optimizer = a.prepare(self.raw, optimizer)
+        self.model, self.optimizer = (a.prepare_model(self.raw, device_placement=False, evaluation_mode=True), a.prepare(optimizer)) if sharded else a.prepare(self.raw, optimizer)       # sharded, all that is missing is mixed precision
         self.model.kind = self.raw.kind                                                      # a wrapper for several processes has none
         self.tie()
         self.weights = loss_weights(self.schedule, config.prediction, config.weighting).to(self.device, torch.float32)
@@ -503,7 +536,7 @@ def gradients(self: Trainer, *inputs):
 def update(self: Trainer, x0, eps, cond, t):
     "Predict, correct, average; returns loss and norm of the gradients, `[2]`"
     loss = self.gradients(x0, eps, cond, t)
-    norm = self.accelerator.clip_grad_norm_(self.raw.parameters(), self.config.clip_grad or math.inf)
+    norm = gathered(self.accelerator.clip_grad_norm_(self.raw.parameters(), self.config.clip_grad or math.inf))
     self.whole = False
     self.optimizer.step(); self.optimizer.zero_grad()
     self.average()
@@ -513,7 +546,7 @@ def update(self: Trainer, x0, eps, cond, t):
 @torch.no_grad()
 def average(self: Trainer):
     "Move the averaged weights towards those of the network by the share `pull`"
-    mean = list(self.averaged.parameters()); gap = torch._foreach_sub(list(self.raw.parameters()), mean)
+    mine, mean = ([local(p) for p in net.parameters()] for net in (self.raw, self.averaged)); gap = torch._foreach_sub(mine, mean)
     torch._foreach_mul_(gap, self.pull); torch._foreach_add_(mean, gap)
 
 # %% ../nbs/02_training.ipynb #be203357
@@ -652,10 +685,43 @@ def stored_config(path) -> Config:
     state = read_checkpoint(path); config = config_from(state['config'], path); _must_fit(config, state['ema'], path)
     return config
 
+# %% ../nbs/02_training.ipynb #08a7b00d
+@patch
+def _weights(self: Trainer):
+    "Weights, average and optimiser for a checkpoint: whole ones, one after the other, on the CPU of the main process"
+    state = dict(ema=self.averaged.state_dict(), model=self.raw.state_dict(), optimizer=self.optimizer.state_dict())
+    if not self.sharded: return state
+    main = self.accelerator.is_main_process
+    def put_together(x): y = gathered(x); return x if y is x else y.cpu() if main else None
+    return tree_map(put_together, state)
+
+@patch
+def _ask(self: Trainer, more):
+    "The main process says whether it wants more of the others; they hear it"
+    said = torch.tensor(float(more), device=self.device); torch.distributed.broadcast(said, 0)
+    return bool(said)
+
+@patch
+def collect(self: Trainer):
+    "What a checkpoint holds of weights, average and optimiser. Of a sharded run, the main process calls this, the others `meet`."
+    if self.sharded: self._ask(True)
+    return self._weights()
+
+@patch
+def meet(self: Trainer):
+    "The end of a step of a sharded run: the others hand over their parts as often as the main process collects them, until it comes here too"
+    while self.sharded and self._ask(False): self._weights()
+
+@patch
+def network(self: Trainer):
+    "The averaged network, whole, to draw with; where it is sharded, as for `collect`"
+    if not self.sharded: return self.averaged
+    ema, net = self.collect()['ema'], build(self.config).to(self.device).eval().requires_grad_(False)
+    net.load_state_dict(ema); return net
+
 # %% ../nbs/02_training.ipynb #7f10dad6
 def _state(trainer):
-    return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, ema=trainer.averaged.state_dict(),
-                model=trainer.raw.state_dict(), optimizer=trainer.optimizer.state_dict(),
+    return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, **trainer.collect(),
                 scaler=trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else {})
 
 def _save(state, f):
@@ -693,8 +759,11 @@ def _moments_fit(optimizer):
 
 def _load(trainer, state):
     "Put the parts of a checkpoint in their places; the optimiser's settings are those of the configuration"
-    trainer.raw.load_state_dict(state['model']); trainer.averaged.load_state_dict(state['ema'])
-    trainer.optimizer.load_state_dict(dict(state=state['optimizer']['state'], param_groups=trainer.optimizer.state_dict()['param_groups']))
+    for net, part in ((trainer.raw, 'model'), (trainer.averaged, 'ema')): mine = net.state_dict(); net.load_state_dict({k: scattered(v, mine[k]) for k, v in state[part].items()})
+    params = [p for g in trainer.optimizer.param_groups for p in g['params']]
+    laid_out = lambda v, p: torch.empty_like(p).copy_(scattered(v, p)) if v.shape == p.shape else v             # fused kernels go by memory: it has to be in the same order
+    moments = {i: {k: laid_out(v, params[i]) for k, v in s.items()} for i, s in state['optimizer']['state'].items()}
+    trainer.optimizer.load_state_dict(dict(state=moments, param_groups=trainer.optimizer.state_dict()['param_groups']))
     trainer.tie()
     if not _moments_fit(trainer.optimizer): raise ValueError('moments')
     if trainer.accelerator.scaler and state['scaler']: trainer.accelerator.scaler.load_state_dict(state['scaler'])
@@ -911,7 +980,7 @@ class Guard:
             elif self.trainer.accelerator.scaler and self.in_a_row < self.patience: self.skipped += 1
             else: self.fail(step, f'the loss is {loss:g}' if not math.isfinite(loss) else f'the norm of the gradient is {norm:g}')
         self.steps, self.seen = [], []
-        if not torch.stack([p.isfinite().all() for p in self.trainer.raw.parameters()]).all(): self.fail(self.trainer.step, 'a weight is not finite')
+        if not torch.stack([p.isfinite().all() for p in map(local, self.trainer.raw.parameters())]).all(): self.fail(self.trainer.step, 'a weight is not finite')
 
     def fail(self, step, what):
         self.failed = True; good = newest_checkpoint(self.out)
@@ -978,7 +1047,10 @@ def fit(
     out = Path(out); out.mkdir(parents=True, exist_ok=True); main = trainer.accelerator.is_main_process
     with locked(out) if main else contextlib.nullcontext():                                  # one process writes for all
         if resuming and (newest := newest_checkpoint(out)): resume(trainer, newest)
-        yield from _keep(trainer, out, Guard(trainer, out), checkpoint_epochs, checkpoint_minutes, log_steps) if main else trainer
+        steps = _keep(trainer, out, Guard(trainer, out), checkpoint_epochs, checkpoint_minutes, log_steps) if main else iter(trainer)
+        try:
+            for log in steps: trainer.meet(); yield log
+        finally: steps.close(); trainer.meet()
 
 def _keep(trainer, out, guard, epochs, minutes, every):
     _sweep(out)
