@@ -61,7 +61,7 @@ def draw_guidance(
     label='shirt',  # class name
     scale=1.5,  # guidance scale
     sampler='dpmpp_2m',  # a key of `samplers`
-    steps=10,  # intervals
+    steps=20,  # intervals
     seed=0,  # of the noise
     n=8,  # images
     loaded='fashion',  # from `load_model`, or a name for it
@@ -83,5 +83,5 @@ def guidance_explorer(
         label=W.Dropdown(options=classes, value='shirt', description='class'),
         scale=W.FloatSlider(1.5, min=0, max=10, step=.5, description='scale', continuous_update=False),
         sampler=W.Dropdown(options=list(samplers), value='dpmpp_2m', description='sampler'),
-        steps=W.IntSlider(10, 1, 50, description='steps', continuous_update=False),
+        steps=W.IntSlider(20, 1, 50, description='steps', continuous_update=False),
         seed=W.BoundedIntText(0, 0, 2**31 - 1, description='seed'))

@@ -310,7 +310,7 @@ def draw_prompt(
     prompt='a red pullover on white background',  # a caption
     negative='',  # what it should not look like
     scale=4.,  # guidance scale
-    steps=10,  # intervals
+    steps=20,  # intervals
     seed=0,
     n=4,  # pictures
     painter=None,  # a `Painter`; latent256 if None
@@ -331,5 +331,5 @@ def prompt_explorer(
         prompt=W.Text('a red pullover on white background', description='prompt', continuous_update=False),
         negative=W.Text('', description='not', continuous_update=False),
         scale=W.FloatSlider(painter.config.guidance_scale, min=0, max=10, step=.5, description='scale', continuous_update=False),
-        steps=W.IntSlider(10, 1, 50, description='steps', continuous_update=False),
+        steps=W.IntSlider(20, 1, 50, description='steps', continuous_update=False),
         seed=W.BoundedIntText(0, 0, 2**31 - 1, description='seed'))

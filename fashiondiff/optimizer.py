@@ -79,13 +79,14 @@ class Muon(torch.optim.AdamW):
             state = self.state[p]
             if not state: state.update(step=torch.zeros(()), momentum=torch.zeros_like(p))        # AdamW looks for `step` when a state is loaded
             state['momentum'].lerp_(p.grad, 1 - group['momentum'])
-            alike[p.flatten(1).shape].append((p, gathered(p.grad.lerp(state['momentum'], group['momentum'])).flatten(1)))
+            alike[p.flatten(1).shape].append((p, p.grad.lerp(state['momentum'], group['momentum'])))
             p.grad = None
         for shape, pairs in alike.items():
-            params, updates = zip(*pairs)
-            steps = orthogonalize(torch.stack(updates)).float() * (-.2 * max(shape) ** .5 * group['lr'])
-            mine = [local(p) for p in params]
-            torch._foreach_mul_(mine, 1 - group['lr'] * group['weight_decay'])
-            torch._foreach_add_(mine, [local(scattered(s.view(p.shape), p)) for s, p in zip(steps, params)])
+            for some in [[pair] for pair in pairs] if hasattr(pairs[0][0], 'to_local') else [pairs]:  # of those that are shared, one is whole at a time
+                params, updates = zip(*some)
+                steps = orthogonalize(torch.stack([gathered(u).flatten(1) for u in updates])).float() * (-.2 * max(shape) ** .5 * group['lr'])
+                mine = [local(p) for p in params]
+                torch._foreach_mul_(mine, 1 - group['lr'] * group['weight_decay'])
+                torch._foreach_add_(mine, [local(scattered(s.view(p.shape), p)) for s, p in zip(steps, params)])
 
 optimizers = dict(adamw=lambda module, lr, **kwargs: torch.optim.AdamW(module.parameters(), lr, **kwargs), muon=Muon)  # by name: `f(module, lr, **kwargs)`

@@ -464,7 +464,7 @@ class PhotoStream:
         y = torch.zeros(len(album), dtype=torch.long) if labels is None else torch.as_tensor(labels)
         if len(y) != len(album): raise DataError(f'{len(y):,} labels for {len(album):,} photos')
         which = (y >= 0).nonzero()[:, 0].tolist()
-        self.album, self.labels, self.size, self.fit, self.said = album.select(which), y[which], size, fit, set()
+        self.album, self.labels, self.size, self.fit, self.unreadable = album.select(which), y[which], size, fit, set()
 
     def __len__(self): return len(self.album)
     def __getitem__(self, i):
@@ -475,5 +475,5 @@ class PhotoStream:
         raise DataError(f'none of the {len(self):,} photos can be read')
 
     def _say(self, name):
-        "Once for each photo"
-        if name not in self.said: self.said.add(name); warnings.warn(f'photo {name} cannot be read: another one takes its place', stacklevel=3)
+        "Once for each photo and process, with their number so far"
+        if name not in self.unreadable: self.unreadable.add(name); warnings.warn(f'photo {name} cannot be read: another one takes its place ({len(self.unreadable)} so far)', stacklevel=3)

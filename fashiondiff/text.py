@@ -13,13 +13,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 import torch, torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 from .data import Batches, assets, cache_dir, rng, to_float
 from .evaluation import Residual, _conv
 from .photos import class_ids, frequent, photos
-from .training import write_whole
+from .training import RunError, write_whole
 from .unet import TextCond
 
 # %% ../nbs/08_text.ipynb #ed403e99
@@ -30,7 +30,7 @@ def noun(
     kind,  # an `articleType`, such as `"Lounge Tshirts"`
 ) -> tuple:
     "What one calls an article, and whether that is a plural"
-    *first, last = str(kind).lower().split()
+    *first, last = str(kind or '').lower().split() or ['thing']
     plural = last in _pairs
     if not plural: last = _special.get(last) or (last[:-1] if last.endswith('s') and not last.endswith('ss') else last)
     return ' '.join([*first, last]), plural
@@ -39,7 +39,7 @@ def colour(
     name,  # a `baseColour`
 ) -> str:
     "What one calls a colour; nothing if it is not known"
-    return {'multi': 'multicoloured', 'off white': 'off-white', 'na': '', 'none': ''}.get(str(name).lower(), str(name).lower())
+    return {'multi': 'multicoloured', 'off white': 'off-white', 'na': '', 'none': '', 'nan': ''}.get(str(name).lower(), str(name).lower())
 
 # %% ../nbs/08_text.ipynb #78d9999c
 _also = {'sweater': 'pullover', 'sweatshirt': 'pullover', 't-shirt': 'tee', 'trousers': 'pants', 'casual shoes': 'sneakers', 'sports shoes': 'trainers', 'handbag': 'bag', 'flip flops': 'slippers',
@@ -88,8 +88,8 @@ class TextEncoder:
 
     @property
     def key(self):
-        "Changes when the weights or the length do"
-        h = hashlib.sha256(str(self.length).encode())
+        "Changes when the weights, the vocabulary or the length do"
+        h = hashlib.sha256(json.dumps([self.length, type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())]).encode())
         for p in self.model.parameters(): h.update(p.cpu().float().numpy().tobytes())
         return h.hexdigest()
 
@@ -127,7 +127,7 @@ def _address(name):
     return encoders.get(name, name)
 
 def get_encoder(
-    name='minilm',  # a key of `encoders`, an address on the hub, or a folder
+    name='minilm',  # a key of `encoders`, or an encoder by its address on the hub or its folder
     length=32,  # tokens of a caption
     device='cpu',
 ) -> TextEncoder:
@@ -170,17 +170,19 @@ def encode_once(
 ) -> CaptionTable:
     "All captions in half precision, from the cache if they have been encoded before"
     path = cache_dir()/'text'/f'{hashlib.sha256(json.dumps([encoder.key, captions]).encode()).hexdigest()[:20]}.safetensors'
-    if not path.is_file(): _encode_all(encoder, captions, path)
-    d = load_file(path)
+    try: d = load_file(path)
+    except (OSError, SafetensorError): d = _encode_all(encoder, captions)               # not there yet, or damaged
+    else: return CaptionTable(d['words'], d['count'], encoder.length)
+    try: path.parent.mkdir(parents=True, exist_ok=True); write_whole(path, lambda f: f.write(save(d)))
+    except (OSError, RunError) as e: warnings.warn(f'encoded captions cannot be kept for the next time: {e}')
     return CaptionTable(d['words'], d['count'], encoder.length)
 
-def _encode_all(encoder, captions, path, chunk=2048):
+def _encode_all(encoder, captions, chunk=2048):
     words, count = [], []
     for i in range(0, len(captions), chunk):
         c = encode(encoder, captions[i:i + chunk])
         words.append(c.emb[c.mask].half().cpu()); count.append(c.mask.sum(1).cpu())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda f: f.write(save(dict(words=torch.cat(words), count=torch.cat(count)))))
+    return dict(words=torch.cat(words), count=torch.cat(count))
 
 # %% ../nbs/08_text.ipynb #b8f15577
 class CaptionBatches(Batches):
@@ -255,10 +257,10 @@ def train_judge(
     lr=4e-3,  # highest learning rate
 ) -> Judge:
     "A judge of articles and colours, trained on real photos"
-    torch.manual_seed(seed); kinds = [p.rows[k] for k in ('articleType', 'baseColour')]
-    names = [frequent(k, at_least) for k in kinds]
+    kinds = [p.rows[k] for k in ('articleType', 'baseColour')]; names = [frequent(k, at_least) for k in kinds]
     labels = torch.stack([class_ids(k, n) for k, n in zip(kinds, names)], 1)
-    return _schooled(Judge(*names).to(memory_format=torch.channels_last), Batches(p.images, labels, min(256, len(p)), seed), epochs, lr)
+    with torch.random.fork_rng(devices=[]): torch.manual_seed(seed); judge = Judge(*names)
+    return _schooled(judge.to(memory_format=torch.channels_last), Batches(p.images, labels, min(256, len(p)), seed), epochs, lr)
 
 # %% ../nbs/08_text.ipynb #d7203a1f
 def save_judge(judge, path):

@@ -105,7 +105,7 @@ class Config:
     preset: str = 'fast'
     dataset: str = 'fashion_mnist'    # a key of `data.datasets`
     network: str = 'unet'             # a key of `unet.networks`
-    image_size: int = 28              # pixels; halved twice to 7, which is odd: no further
+    image_size: int = 28              # pixels a side (of latents: positions), halved at each level: 28, 14, 7
     channels: int = 1                 # grey
     num_classes: int = 10             # label 10 is null
     base_channels: int = 32           # 2.6 M parameters: learns 28×28 grey pictures with room to spare
@@ -240,16 +240,16 @@ class Cifar10(FastTuned):
 
 @dataclass
 class Cifar10Tiny(FastTuned):
-    "Preset `cifar10_tiny`: what an hour and a half on two CPU cores can learn of CIFAR-10"
+    "Preset `cifar10_tiny`: what an hour and a quarter on two CPU cores can learn of CIFAR-10"
     preset: str = 'cifar10_tiny'
     dataset: str = 'cifar10'                 # 50,000 photos
     image_size: int = 32
     channels: int = 3                        # red, green, blue
     channel_mults: tuple = (1, 2, 3)         # 16, 8 and 4 positions a side, since 2×2 are folded: most of the parameters where they cost least
     attention_resolutions: tuple = (8,)      # animals have legs on both sides
-    epochs: int = 15                         # most kinds of thing can be told by then
+    epochs: int = 12                         # most kinds of thing can be told by then
     batch_size: int = 128                    # many small steps beat few large ones in a short run
-    ema_decay: float = 0.999                 # 5,850 steps
+    ema_decay: float = 0.999                 # 4,680 steps
 
 @dataclass
 class CelebA64(FastTuned):
@@ -272,6 +272,7 @@ class CelebA64(FastTuned):
 class Photos128(Photos64):
     "Preset `photos128`: `photos64` at twice the side, for the same work at each position"
     preset: str = 'photos128'
+    fit: str = 'portrait'                    # the photos that are large enough were squashed to a square: undone
     image_size: int = 128
     patch_size: int = 4                      # 32, 16 and 8 positions a side again: four times the pixels, no more of them to compute
     base_channels: int = 128                 # a position holds 48 numbers, not 12: more room for them
@@ -316,6 +317,7 @@ class Latent64(Latent256):
 class XL(Photos64):
     "Preset `xl`: photos of 256 pixels from captions, for several GPUs and a hundred times the photos"
     preset: str = 'xl'
+    fit: str = 'portrait'                    # as in `photos128`; with photos of your own, 'pad'
     image_size: int = 256
     channel_mults: tuple = (1, 1, 2, 3, 4)   # 128, 64, 32, 16, 8 positions a side, widths as in ADM at 128 (Dhariwal & Nichol 2021, appendix I)
     base_channels: int = 256                 # as in ADM: 512 features where attention begins
@@ -325,7 +327,7 @@ class XL(Photos64):
     text_encoder: str = 'clip'               # has seen pictures
     text_dim: int = 512                      # what it gives for each word
     text_length: int = 77                    # the longest caption that it was trained with
-    dropout: float = 0.1                     # 37,845 photos are few for so many parameters; with millions, 0
+    dropout: float = 0.1                     # 8,211 photos are few for so many parameters; with millions, 0
     schedule_shift: float = -4.159           # 2·log(32/256)
     accumulate: int = 8                      # 32 photos at a time, which a GPU of 80 GB holds; with eight GPUs, 1
     lr: float = 1e-3                         # wide networks want smaller steps
@@ -455,10 +457,12 @@ def shard(
 ):
     "Let each process keep only its rows of every weight (FSDP, Zhao et al. 2023, as PyTorch's `fully_shard`); returns the network. Raises `ConfigError` if it has no blocks, or nobody to share with."
     if accelerator.num_processes == 1: raise ConfigError('shard: one process has nobody to share with; torchrun starts several')
-    from torch.distributed.fsdp import fully_shard
-    mesh = torch.distributed.init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for block in blocks_of(network): fully_shard(block, mesh=mesh)
-    return fully_shard(network, mesh=mesh)
+    try: from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    except ImportError: raise ConfigError(f'shard needs PyTorch 2.6, this is {torch.__version__}') from None
+    how = dict(mesh=torch.distributed.init_device_mesh(accelerator.device.type, (accelerator.num_processes,)))
+    if accelerator.mixed_precision == 'bf16': how['mp_policy'] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)     # fetched in bf16: autocast's own copies would stay until the way back
+    for block in blocks_of(network): fully_shard(block, **how)
+    return fully_shard(network, **how)
 
 # %% ../nbs/02_training.ipynb #ee3ce233
 class Trainer:
@@ -470,28 +474,29 @@ class Trainer:
         compile=False,  # let `torch.compile` fuse the network: a minute at the start, fewer trips to memory in every step
         checkpoint_activations=False,  # compute the insides of blocks twice rather than keep them: less memory, a third more work
         sharded=False,  # let each of several processes keep its rows only of weights, gradients, moments and average: less memory, more traffic
+        ema_cpu=False,  # keep the average on the CPU
     ):
         self.config, self.batches, self.sharded = config, batches, sharded
         self.accelerator = a = accelerator or make_accelerator(mixed_precision=config.mixed_precision)
         if a.distributed_type == 'FSDP': raise ConfigError("accelerate's own FSDP would shard the weights and not their average: start as usual, with --shard")
-        if sharded and (compile or a.scaler): raise ConfigError('shard goes neither with compile nor with fp16')
+        if sharded and (compile or a.scaler or ema_cpu): raise ConfigError('shard goes with neither compile, fp16 nor ema_cpu')
         if config.batch_size % (a.num_processes * config.accumulate): raise ConfigError(f'batch_size {config.batch_size} cannot be shared out among {a.num_processes} processes' + f' in {config.accumulate} parts each' * (config.accumulate > 1))
         self.device, self.step, self.schedule, self.best = a.device, 0, schedule_of(config), math.inf
         self.whole = True                                                                    # False in the middle of an update
         self.epoch_loss = torch.zeros((), dtype=torch.float32 if a.device.type == 'mps' else torch.float64, device=a.device)
         self.lr, self.pull = torch.zeros(2, device=a.device).unbind()                        # learning rate, and how far the average moves: on the device, so that a recorded step can read them
-        self.raw = build(config).to(self.device, memory_format=torch.contiguous_format if sharded else torch.channels_last)       # rows that lie together can be cut off
-        self.averaged = copy.deepcopy(self.raw).eval().requires_grad_(False)
+        self.raw = build(config).to(memory_format=torch.contiguous_format) if sharded else build(config).to(self.device, memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.raw).to('cpu' if ema_cpu else self.raw.stem.weight.device).eval().requires_grad_(False)
         if checkpoint_activations: recompute(self.raw)
         if compile: self.raw.compile()
-        if sharded: shard(self.raw, a); shard(self.averaged, a)
+        if sharded: shard(self.raw, a); shard(self.averaged, a)                              # block by block from the CPU to the device
         optimizer = optimizers[config.optimizer](self.raw, config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = (a.prepare_model(self.raw, device_placement=False, evaluation_mode=True), a.prepare(optimizer)) if sharded else a.prepare(self.raw, optimizer)       # sharded, all that is missing is mixed precision
         self.model.kind = self.raw.kind                                                      # a wrapper for several processes has none
         self.tie()
         self.weights = loss_weights(self.schedule, config.prediction, config.weighting).to(self.device, torch.float32)
         self.density = step_density(self.schedule, config.timestep_sampling, config.schedule_shift).to(self.device, torch.float32)
-        if self.device.type == 'cuda' and a.num_processes == 1 and not a.scaler and not checkpoint_activations: self.update = Replayed(self.update)
+        if self.device.type == 'cuda' and a.num_processes == 1 and not a.scaler and not checkpoint_activations and not ema_cpu: self.update = Replayed(self.update)
 
     def tie(self):
         "Let the optimiser read `self.lr`, and do its work in one kernel"
@@ -524,7 +529,7 @@ def loss(self: Trainer, x0, eps, cond, t):
 # %% ../nbs/02_training.ipynb #2a5b0301
 @patch
 def gradients(self: Trainer, *inputs):
-    "Add to the gradients those of the loss, in `accumulate` parts one after the other; returns the loss. Processes exchange them after the last part."
+    "Add to the gradients those of the loss, in `accumulate` parts one after the other; returns the loss. Processes exchange them after the last part; sharded ones after each, since none has room for all."
     n, total = self.config.accumulate, 0.
     for i in range(n):
         with self.accelerator.no_sync(self.model) if i < n - 1 else contextlib.nullcontext():
@@ -546,8 +551,9 @@ def update(self: Trainer, x0, eps, cond, t):
 @torch.no_grad()
 def average(self: Trainer):
     "Move the averaged weights towards those of the network by the share `pull`"
-    mine, mean = ([local(p) for p in net.parameters()] for net in (self.raw, self.averaged)); gap = torch._foreach_sub(mine, mean)
-    torch._foreach_mul_(gap, self.pull); torch._foreach_add_(mean, gap)
+    mine, mean = ([local(p) for p in net.parameters()] for net in (self.raw, self.averaged)); there = mean[0].device
+    gap = torch._foreach_sub([z.to(there) for z in mine], mean)
+    torch._foreach_mul_(gap, self.pull.to(there)); torch._foreach_add_(mean, gap)
 
 # %% ../nbs/02_training.ipynb #be203357
 class Replayed:
@@ -590,7 +596,7 @@ def one_step(self: Trainer) -> Log:
     "Draw, predict, correct, average"
     c = self.config; lr = c.lr * lr_factor(self.step, self.total, c.lr_warmup, c.lr_decay)
     self.lr.fill_(lr); self.pull.fill_(1 - ema_decay(self.step, c.ema_decay, c.ema_warmup))
-    self.model.train()
+    self.model.train(); self.whole = not self.sharded                                       # of a sharded run nothing can be collected within a step
     loss, norm = self.update(*self.inputs()).unbind()
     self.step += 1
     log = self._log(self.accelerator.reduce(loss, 'mean'), lr)._replace(grad_norm=norm)
@@ -687,42 +693,45 @@ def stored_config(path) -> Config:
 
 # %% ../nbs/02_training.ipynb #08a7b00d
 @patch
-def _weights(self: Trainer):
-    "Weights, average and optimiser for a checkpoint: whole ones, one after the other, on the CPU of the main process"
-    state = dict(ema=self.averaged.state_dict(), model=self.raw.state_dict(), optimizer=self.optimizer.state_dict())
+def _weights(self: Trainer, everything=True):
+    "Average, and weights and optimiser, for a checkpoint: whole ones, one after the other, on the CPU of the main process"
+    state = dict(ema=self.averaged.state_dict()) | (dict(model=self.raw.state_dict(), optimizer=self.optimizer.state_dict()) if everything else {})
     if not self.sharded: return state
-    main = self.accelerator.is_main_process
+    main, self.whole = self.accelerator.is_main_process, False                              # if one fails here, the others wait for it in vain
     def put_together(x): y = gathered(x); return x if y is x else y.cpu() if main else None
-    return tree_map(put_together, state)
+    state = tree_map(put_together, state); self.whole = True
+    return state
 
 @patch
-def _ask(self: Trainer, more):
-    "The main process says whether it wants more of the others; they hear it"
-    said = torch.tensor(float(more), device=self.device); torch.distributed.broadcast(said, 0)
-    return bool(said)
+def _ask(self: Trainer, what):
+    "The main process says what it wants of the others (nothing, the average, all); they hear it"
+    said = torch.tensor(what, device=self.device); torch.distributed.broadcast(said, 0)
+    return said.item()
 
 @patch
-def collect(self: Trainer):
-    "What a checkpoint holds of weights, average and optimiser. Of a sharded run, the main process calls this, the others `meet`."
-    if self.sharded: self._ask(True)
-    return self._weights()
+def collect(self: Trainer, everything=True):
+    "The average, and all else that a checkpoint holds of weights and optimiser. Of a sharded run, the main process calls this, the others `meet`."
+    if self.sharded: self._ask(2 if everything else 1)
+    return self._weights(everything)
 
 @patch
 def meet(self: Trainer):
     "The end of a step of a sharded run: the others hand over their parts as often as the main process collects them, until it comes here too"
-    while self.sharded and self._ask(False): self._weights()
+    while self.sharded and (what := self._ask(0)): self._weights(what == 2)
 
 @patch
 def network(self: Trainer):
-    "The averaged network, whole, to draw with; where it is sharded, as for `collect`"
-    if not self.sharded: return self.averaged
-    ema, net = self.collect()['ema'], build(self.config).to(self.device).eval().requires_grad_(False)
+    "The averaged network, whole and on the device, to draw with; where it is sharded, as for `collect`"
+    here = next(self.averaged.parameters()).device.type == self.device.type
+    if not self.sharded: return self.averaged if here else copy.deepcopy(self.averaged).to(self.device)
+    ema, net = self.collect(everything=False)['ema'], build(self.config).to(self.device).eval().requires_grad_(False)
     net.load_state_dict(ema); return net
 
 # %% ../nbs/02_training.ipynb #7f10dad6
-def _state(trainer):
-    return dict(config=asdict(trainer.config), step=trainer.step, epoch_loss=trainer.epoch_loss.item(), best=trainer.best, **trainer.collect(),
-                scaler=trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else {})
+def _state(trainer, everything):
+    head, scaler = dict(config=asdict(trainer.config), step=trainer.step), trainer.accelerator.scaler
+    if not everything: return head | trainer.collect(everything=False)
+    return head | dict(epoch_loss=trainer.epoch_loss.item(), best=trainer.best, **trainer.collect(), scaler=scaler.state_dict() if scaler else {})
 
 def _save(state, f):
     "`torch.save`; where the disk fails, the error is the disk's"
@@ -736,8 +745,8 @@ def save_checkpoint(
     before=None,  # where the file goes that was at `path` before; otherwise it is replaced
 ):
     "Write a checkpoint, whole or not at all, and read it back before it takes the place of an older one. Raises `RunError` naming it if the disk does not take it."
-    state = _state(trainer); path = Path(path)
-    if weights_only: state = {k: state[k] for k in ('config', 'step', 'ema')}
+    state = _state(trainer, not weights_only); path = Path(path)
+    if trainer.sharded and not all(v.isfinite().all() for v in state.get('model', state['ema']).values()): raise RunError(f'step {trainer.step}: a weight is not finite; what was saved before is untouched')
     def proof(tmp):
         read_checkpoint(tmp)
         if before and path.is_file(): os.replace(path, before)
@@ -783,7 +792,7 @@ def resume(
     state = _whole(path)
     if other := differences(config_from(state['config'], path), asdict(trainer.config)): raise CheckpointError(f'{path} was trained with another configuration: {other}')
     try: _load(trainer, state)
-    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as e: raise CheckpointError(f'{path} does not fit its own configuration ({type(e).__name__})') from None
+    except (RuntimeError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as e: raise CheckpointError(f'{path} does not fit its own configuration ({type(e).__name__})') from None
     return trainer
 
 # %% ../nbs/02_training.ipynb #d20af563
@@ -1043,14 +1052,19 @@ def fit(
     checkpoint_minutes=10,  # and renew `checkpoint_last.pth` this often
     log_steps=50,  # a row of `log.csv` for every so many steps, and for each epoch
 ):
-    "Train, keeping `config.json`, `log.csv`, checkpoints, `best_model.pth` (lowest loss of an epoch) and `final_model.pth` in `out`; yields each step's `Log`. Raises `RunError`."
+    "Train, keeping `config.json`, `log.csv`, checkpoints, `best_model.pth` (lowest loss of an epoch) and `final_model.pth` in `out`; yields each step's `Log`. Of a sharded run, all processes have to stop at the same step. Raises `RunError`."
     out = Path(out); out.mkdir(parents=True, exist_ok=True); main = trainer.accelerator.is_main_process
     with locked(out) if main else contextlib.nullcontext():                                  # one process writes for all
         if resuming and (newest := newest_checkpoint(out)): resume(trainer, newest)
         steps = _keep(trainer, out, Guard(trainer, out), checkpoint_epochs, checkpoint_minutes, log_steps) if main else iter(trainer)
+        together = False                                                                     # are all processes of a sharded run between two steps?
         try:
-            for log in steps: trainer.meet(); yield log
-        finally: steps.close(); trainer.meet()
+            for log in steps: together = True; trainer.meet(); yield log
+            together = True
+        finally:
+            try: steps.close()
+            finally:
+                if together and trainer.whole: trainer.meet()
 
 def _keep(trainer, out, guard, epochs, minutes, every):
     _sweep(out)

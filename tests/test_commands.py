@@ -3,8 +3,9 @@ import csv, json, os, signal, subprocess, sys, time
 import pytest, torch
 import forks
 from PIL import Image
+import fashiondiff.commands as commands
 from fashiondiff.commands import sample_main, train_main
-from fashiondiff.training import load_model, read_checkpoint
+from fashiondiff.training import load_model, make_config, read_checkpoint
 
 TRAIN = [sys.executable, "-m", "fashiondiff.commands", "train", "--dataset", "sample", "--device", "cpu", "--wandb", "disabled",
          "--preset", "tiny", "--base_channels", "16", "--batch_size", "100", "--lr_warmup", "5", "--mixed_precision", "no", "--steps", "40"]
@@ -117,3 +118,13 @@ def test_wandb_is_offline_by_default_and_keeps_loss_and_samples(tmp_path):
     assert time.monotonic() - t0 < 60, "it waited for a network"
     (folder,) = (tmp_path / "run/wandb").glob("offline-run-*")
     assert list(folder.glob("*.wandb"))[0].stat().st_size > 1000 and list(folder.glob("files/media/images/*.png"))
+
+@pytest.mark.parametrize("dataset, n, names", [("celeba", 1, ("face",)), ("celeba:Smiling", 2, ("not_smiling", "smiling")), ("cifar10", 10, None), ("fashion_photos", 3, ("0", "1", "2"))])
+def test_names_that_are_known_without_the_data(dataset, n, names):
+    found = commands.names_of(make_config("tiny", dataset=dataset, num_classes=n))
+    assert found == names if names else found[3] == "cat"
+
+def test_what_cannot_be_built_is_said_before_the_data_are_read(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(commands, "batches_of", lambda *_: pytest.fail("the data were read"))
+    with pytest.raises(SystemExit): commands.train_main(["--preset", "photos64", "--size", "100", "--device", "cpu", "--wandb", "disabled", "--out", str(tmp_path / "run")])
+    assert "divisible by" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -29,6 +29,11 @@ def test_resumed_on_a_gpu(tmp_path):
     a, u = weights(first, 10); b, v = weights(resume(fresh(), tmp_path / "a.pth"), 10)
     assert (a - b).abs().max() < 2e-2 and (u - v).norm() < 2e-2 * v.norm()
 
+def test_an_average_on_the_cpu_is_the_average():
+    a, b = fresh(), fresh(ema_cpu=True); weights(a, 8); weights(b, 8)
+    assert next(b.averaged.parameters()).device.type == "cpu" and next(b.network().parameters()).device.type == "cuda"
+    for x, y in zip(a.averaged.parameters(), b.averaged.parameters()): assert (x.cpu() - y).norm() <= 2e-2 * y.norm() + 1e-4
+
 def test_a_compiled_network_is_the_network():
     (a, u), (b, v) = weights(fresh(compile=True), 8), weights(fresh(), 8)
     assert (a - b).abs().max() < 2e-2 and (u - v).norm() < 2e-2 * v.norm()

@@ -1,5 +1,5 @@
 "Larger networks and images: blocks computed twice, batches in parts, and the presets that need them."
-import math
+import copy, math
 from dataclasses import replace
 import pytest, torch
 import fashiondiff.commands as commands
@@ -19,13 +19,33 @@ def gradients(net, given):
     torch.manual_seed(7); net.zero_grad(); loss = net.train()(*given).square().mean(); loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in net.parameters()])
 
-@pytest.mark.parametrize("changes", [dict(), dict(dropout=.3), dict(dropout=.3, attention_resolutions=(7,)), dict(dropout=.3, attention_resolutions=(7,), text_dim=12, text_length=6)], ids=["plain", "dropout", "attention", "words"])
+KINDS = dict(plain=dict(), dropout=dict(dropout=.3), attention=dict(dropout=.3, attention_resolutions=(7,)), words=dict(dropout=.3, attention_resolutions=(7,), text_dim=12, text_length=6), transformer=dict(network="transformer", patch_size=4, depth=3))
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 def test_blocks_computed_twice_give_the_same_loss_and_gradients(changes):
     config = make_config("fast", base_channels=16, **changes); net, given = awake(build(config)), inputs(config, 4)
     loss, plain = gradients(net, given); names = set(net.state_dict())
     again, twice = gradients(recompute(net), given)
     assert abs(loss - again) < 1e-5 and (plain - twice).abs().max() < 1e-5 < plain.abs().max() and set(net.state_dict()) == names
     with torch.no_grad(): assert torch.equal(net.eval()(*given), build_like(config, net)(*given))
+
+@pytest.mark.parametrize("kind", ["attention", "words", "transformer"])
+def test_networks_in_channels_last_have_the_same_loss_and_gradients(kind):
+    config = make_config("fast", base_channels=16, **KINDS[kind] | dict(dropout=0)); net, (x, *given) = awake(build(config)), inputs(config, 4)
+    loss, plain = gradients(net, (x, *given))
+    again, last = gradients(copy.deepcopy(net).to(memory_format=torch.channels_last), (x.contiguous(memory_format=torch.channels_last), *given))
+    assert abs(loss - again) < 1e-5 and (plain - last).abs().max() < 1e-5 < plain.abs().max()
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [dict(channel_mults=(1, 2)), dict(network="transformer", patch_size=4, depth=1)], ids=["unet", "transformer"])
+def test_compiled_networks_have_the_same_loss_and_gradients(changes):
+    config = make_config("fast", base_channels=16, dropout=0, **changes); net, given = awake(build(config)), inputs(config, 4)
+    loss, plain = gradients(net, given); net.compile(); again, fused = gradients(net, given)
+    assert abs(loss - again) < 1e-5 and (plain - fused).abs().max() < 1e-5 < plain.abs().max()
+
+def test_the_average_may_be_kept_on_the_cpu():
+    a, b = trainer(), trainer(ema_cpu=True)
+    assert [x.loss for x in a] == [x.loss for x in b] and all(torch.equal(x, y) for x, y in zip(a.averaged.parameters(), b.network().parameters()))
 
 def build_like(config, net): twin = build(config); twin.load_state_dict(net.state_dict()); return twin.eval()
 

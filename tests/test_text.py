@@ -60,8 +60,20 @@ def test_encoded_once(encoder, monkeypatch):
     monkeypatch.undo(); direct = encoder(said)[torch.tensor([2, 0])]
     assert torch.equal(again.mask, direct.mask); torch.testing.assert_close(again.emb.float()[again.mask], direct.emb[direct.mask], atol=2e-3, rtol=2e-3)
 
-def test_other_weights_are_encoded_anew(encoder):
-    key = encoder.key; next(encoder.model.parameters()).data.add_(1); assert encoder.key != key
+def test_other_weights_and_other_vocabularies_are_encoded_anew(encoder):
+    key = encoder.key; next(encoder.model.parameters()).data.add_(1); other = encoder.key; encoder.tokenizer.add_tokens("crimson")
+    assert len({key, other, encoder.key}) == 3
+
+def test_a_damaged_cache_is_not_believed_and_none_is_needed(encoder, tmp_path, monkeypatch):
+    said = ["a bag", "a red shirt"]; table = encode_once(encoder, said); file, = (tmp_path / "cache" / "text").iterdir()
+    file.write_bytes(file.read_bytes()[:50]); assert torch.equal(encode_once(encoder, said).words, table.words)
+    (tmp_path / "file").write_text(""); monkeypatch.setenv("FASHIONDIFF_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cannot be kept"): assert torch.equal(encode_once(encoder, said).words, table.words)
+
+def test_without_transformers_it_says_what_to_install(monkeypatch):
+    import fashiondiff.text as text
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(TextError, match=r"pip install 'fashiondiff\[text\]'"): text.get_encoder("minilm")
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nor_here"])
 def test_missing_encoder_in_one_line(name):
@@ -127,6 +139,7 @@ def test_trained_and_asked_from_a_shell(run, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "out" / "individual").iterdir()) == ["a blue bag_000.png", "a blue bag_001.png", "a red shirt_000.png", "a red shirt_001.png"]
     draw("--prompt", "a red shirt", "a blue bag"); assert pictures() == listed and "guidance 3" in capsys.readouterr().out
     draw("--prompt", "a red shirt", "a blue bag", "--guidance_scale", "0"); assert "guidance 0" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="1 of 1 captions are longer than 10 tokens and cut off"): draw("--prompt", "a red shirt " * 9)
 
 @pytest.mark.parametrize("line, said", [("--class bag", "--prompt"), ("", "--prompt"), ("--all_classes", "--prompt"), ("--prompt nowhere.txt", "nowhere.txt"), ("--prompt bag --n_samples 0", "at least one")])
 def test_asked_wrongly_it_says_so_in_one_line(run, line, said, capsys):

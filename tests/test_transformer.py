@@ -1,12 +1,13 @@
 "The transformer through the doors that users take: configuration, training, files, samplers; its attention against PyTorch's own module and diffusers."
 import itertools
+from dataclasses import replace
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from fashiondiff.data import Batches, rng, sample_data
 from fashiondiff.guidance import guide
 from fashiondiff.optimizer import Muon
 from fashiondiff.sampling import ddim, sample
-from fashiondiff.training import ConfigError, Trainer, build, draw, load_model, make_accelerator, make_config, resume, save_checkpoint, save_weights, step_density
+from fashiondiff.training import CheckpointError, ConfigError, Trainer, build, draw, load_model, make_accelerator, make_config, resume, save_checkpoint, save_weights, step_density
 from fashiondiff.transformer import Modulation, MultiHead, Transformer, TransformerBlock, modulate, patchify, rotate, turns, unpatchify
 from fashiondiff.unet import TextCond
 
@@ -43,6 +44,16 @@ def test_saved_and_loaded(tmp_path, positions, suffix):
     loaded = load_model(path); x = inputs()
     assert type(loaded.model) is Transformer and loaded.config == t.config and loaded.model.positions == positions
     assert torch.allclose(loaded.model(*x), t.averaged(*x), atol=0 if suffix == "pth" else 2e-2)
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path, suffix):
+    "a file whose configuration claims a U-Net, and a run of a U-Net that should go on from a transformer's checkpoint"
+    t = trainer(); path = tmp_path / f"a.{suffix}"; claimed = replace(t.config, network="unet", patch_size=1)
+    if suffix == "pth": t.config, own = claimed, t.config; save_checkpoint(t, path); t.config = own
+    else: save_weights(t.averaged, claimed, path)
+    with pytest.raises(CheckpointError, match=f"a.{suffix} do not fit its configuration"): load_model(path)
+    save_checkpoint(t, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match=r"network = unet \(there: transformer\)"): resume(Trainer(claimed, t.batches, make_accelerator("cpu")), tmp_path / "b.pth")
 
 def test_a_process_that_knows_only_the_file_finds_the_network(tmp_path):
     import subprocess, sys
