@@ -12,7 +12,7 @@ from fashiondiff.evaluation import Classifier, class_accuracy, generate, make_re
 from fashiondiff.training import load_model, pick_device, pick_dtype, write_whole
 from safetensors.torch import load_file, save_file
 
-EPOCHS = 7
+EPOCHS = 5
 
 def classifier(images, labels, path):
     "Trained on the training images, or read from where it was kept"
