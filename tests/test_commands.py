@@ -65,7 +65,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path, capsys):
     assert "step 42 of 42" in capsys.readouterr().out
 
 BAD_TRAINING = {
-    "--preset fats": "unknown preset 'fats'", "--image_size 30": "comes in 28 pixels only", "--channel_mults 1,2,2,2": "divisible by", "--num_classes 5": "have a label 9", "--base_channels 15": "even", "--steps -1": "steps = -1", "--batch_size 0": "at least 1", "--batch_size 2000": "does not fit",
+    "--preset fats": "unknown preset 'fats'", "--image_size 30": "divisible by", "--image_size 32": "comes in 28 pixels only", "--channel_mults 1,2,2,2": "divisible by", "--num_classes 5": "have a label 9", "--base_channels 15": "even", "--steps -1": "steps = -1", "--batch_size 0": "at least 1", "--batch_size 2000": "does not fit",
     "--beta_schedule cosin": "one of linear, cosine", "--prediction noise": "one of eps, x0, v", "--resume": "no checkpoint", "--mixed_precision fp16": "needs a GPU",
     "--data nowhere --dataset fashion_mnist": "no Fashion-MNIST in nowhere", "--dataset mnist": "unknown data set", "--lr fast": "invalid float", "--base_chanels 3": "unrecognized", "--device tpu": "no device", "--max_minutes -1": "more than 0"}
 
