@@ -163,7 +163,7 @@ def test_prompts_from_a_file_are_read_as_utf8(there, tmp_path, capsys, text, sai
     else: sample_main(ask); assert (tmp_path / "individual" / "a red dress_000.png").is_file()
     assert said in "".join(capsys.readouterr())
 
-@pytest.mark.parametrize("change, said", [("--autoencoder /nowhere.safetensors", "there is no model"), ("--autoencoder /nowhere", "no autoencoder"), ("--channels 16", "have 4"), ("--fit sideways", "unknown fit"), ("--image_size 40", "size 320")])
+@pytest.mark.parametrize("change, said", [("--autoencoder /nowhere.safetensors", "there is no model"), ("--autoencoder /nowhere", "no autoencoder"), ("--channels 16", "have 4"), ("--fit sideways", "unknown fit"), ("--image_size 40 --attention_resolutions 20", "size 320")])
 def test_latents_that_do_not_fit_are_named_in_one_line(there, change, said, tmp_path, capsys, monkeypatch):
     from fashiondiff.commands import train_main
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
