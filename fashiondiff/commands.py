@@ -186,6 +186,7 @@ def _value(field):
 
 def _bad(message): raise argparse.ArgumentTypeError(message)
 
+# %% ../nbs/06_commands.ipynb #b8b353f8
 def train_parser():
     "The options of `fashiondiff_train`: every field of the configuration, and where and how to run"
     p = _Parser('fashiondiff_train', description='Train a diffusion model.', allow_abbrev=False)

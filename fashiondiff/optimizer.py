@@ -8,6 +8,7 @@ __all__ = ['optimizers', 'orthogonalize', 'gathered', 'local', 'scattered', 'Muo
 # %% ../nbs/02_optimizer.ipynb #113cd5bf
 from collections import defaultdict
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 # %% ../nbs/02_optimizer.ipynb #cfe159f0
@@ -71,22 +72,24 @@ class Muon(torch.optim.AdamW):
         super().step()                                                                  # of whatever still has a gradient
         return loss
 
-    def _matrices(self, group):
-        "A step of all matrices, those of one shape at a time; consumes their gradients"
-        alike = defaultdict(list)
-        for p in group['params']:
-            if p.grad is None: continue
-            state = self.state[p]
-            if not state: state.update(step=torch.zeros(()), momentum=torch.zeros_like(p))        # AdamW looks for `step` when a state is loaded
-            state['momentum'].lerp_(p.grad, 1 - group['momentum'])
-            alike[p.flatten(1).shape].append((p, p.grad.lerp(state['momentum'], group['momentum'])))
-            p.grad = None
-        for shape, pairs in alike.items():
-            for some in [[pair] for pair in pairs] if hasattr(pairs[0][0], 'to_local') else [pairs]:  # of those that are shared, one is whole at a time
-                params, updates = zip(*some)
-                steps = orthogonalize(torch.stack([gathered(u).flatten(1) for u in updates])).float() * (-.2 * max(shape) ** .5 * group['lr'])
-                mine = [local(p) for p in params]
-                torch._foreach_mul_(mine, 1 - group['lr'] * group['weight_decay'])
-                torch._foreach_add_(mine, [local(scattered(s.view(p.shape), p)) for s, p in zip(steps, params)])
+# %% ../nbs/02_optimizer.ipynb #b07a5bb8
+@patch
+def _matrices(self: Muon, group):
+    "A step of all matrices, those of one shape at a time; consumes their gradients"
+    alike = defaultdict(list)
+    for p in group['params']:
+        if p.grad is None: continue
+        state = self.state[p]
+        if not state: state.update(step=torch.zeros(()), momentum=torch.zeros_like(p))        # AdamW looks for `step` when a state is loaded
+        state['momentum'].lerp_(p.grad, 1 - group['momentum'])
+        alike[p.flatten(1).shape].append((p, p.grad.lerp(state['momentum'], group['momentum'])))
+        p.grad = None
+    for shape, pairs in alike.items():
+        for some in [[pair] for pair in pairs] if hasattr(pairs[0][0], 'to_local') else [pairs]:  # of those that are shared, one is whole at a time
+            params, updates = zip(*some)
+            steps = orthogonalize(torch.stack([gathered(u).flatten(1) for u in updates])).float() * (-.2 * max(shape) ** .5 * group['lr'])
+            mine = [local(p) for p in params]
+            torch._foreach_mul_(mine, 1 - group['lr'] * group['weight_decay'])
+            torch._foreach_add_(mine, [local(scattered(s.view(p.shape), p)) for s, p in zip(steps, params)])
 
 optimizers = dict(adamw=lambda module, lr, **kwargs: torch.optim.AdamW(module.parameters(), lr, **kwargs), muon=Muon)  # by name: `f(module, lr, **kwargs)`

@@ -184,6 +184,7 @@ class HQTuned(FastTuned):
     attention_resolutions: tuple = (7,)      # as in `hq`
     epochs: int = 300
 
+# %% ../nbs/02_training.ipynb #6c8900bc
 @dataclass
 class Tiny(FastTuned):
     "Preset `tiny`: the best that about ten minutes on two CPU cores can train"
@@ -200,6 +201,7 @@ class DiT(FastTuned):
     base_channels: int = 128                 # with patches of 2×2, 196 tokens …
     depth: int = 4                           # … and four blocks: as many multiply-adds as `fast_tuned`
 
+# %% ../nbs/02_training.ipynb #525af08d
 @dataclass
 class Photos64(FastTuned):
     "Preset `photos64`: product photos of 64 pixels, asked for in words"
@@ -251,6 +253,7 @@ class Cifar10Tiny(FastTuned):
     batch_size: int = 128                    # many small steps beat few large ones in a short run
     ema_decay: float = 0.999                 # 4,680 steps
 
+# %% ../nbs/02_training.ipynb #e67f53ee
 @dataclass
 class CelebA64(FastTuned):
     "Preset `celeba64`: faces of 64 pixels, of one class, for a GPU"
@@ -279,6 +282,7 @@ class Photos128(Photos64):
     schedule_shift: float = -2.773           # 2·log(32/128)
     epochs: int = 50                         # a larger network takes longer
 
+# %% ../nbs/02_training.ipynb #021ec02c
 @dataclass
 class Latent256(Photos64):
     "Preset `latent256`: photos of 256 pixels as 32×32 latents, asked for in words"
@@ -313,6 +317,7 @@ class Latent64(Latent256):
     attention_resolutions: tuple = (8, 4)
     epochs: int = 25                         # 37,845 photos and their mirror images
 
+# %% ../nbs/02_training.ipynb #6446d03d
 @dataclass
 class XL(Photos64):
     "Preset `xl`: photos of 256 pixels from captions, for several GPUs and a hundred times the photos"
@@ -485,25 +490,35 @@ class Trainer:
         self.whole = True                                                                    # False in the middle of an update
         self.epoch_loss = torch.zeros((), dtype=torch.float32 if a.device.type == 'mps' else torch.float64, device=a.device)
         self.lr, self.pull = torch.zeros(2, device=a.device).unbind()                        # learning rate, and how far the average moves: on the device, so that a recorded step can read them
-        self.raw = build(config).to(memory_format=torch.contiguous_format) if sharded else build(config).to(self.device, memory_format=torch.channels_last)
-        self.averaged = copy.deepcopy(self.raw).to('cpu' if ema_cpu else self.raw.stem.weight.device).eval().requires_grad_(False)
-        if checkpoint_activations: recompute(self.raw)
-        if compile: self.raw.compile()
-        if sharded: shard(self.raw, a); shard(self.averaged, a)                              # block by block from the CPU to the device
-        optimizer = optimizers[config.optimizer](self.raw, config.lr, weight_decay=config.weight_decay)
-        self.model, self.optimizer = (a.prepare_model(self.raw, device_placement=False, evaluation_mode=True), a.prepare(optimizer)) if sharded else a.prepare(self.raw, optimizer)       # sharded, all that is missing is mixed precision
-        self.model.kind = self.raw.kind                                                      # a wrapper for several processes has none
-        self.tie()
+        self._networks(compile, checkpoint_activations, ema_cpu)
         self.weights = loss_weights(self.schedule, config.prediction, config.weighting).to(self.device, torch.float32)
         self.density = step_density(self.schedule, config.timestep_sampling, config.schedule_shift).to(self.device, torch.float32)
         if self.device.type == 'cuda' and a.num_processes == 1 and not a.scaler and not checkpoint_activations and not ema_cpu: self.update = Replayed(self.update)
 
-    def tie(self):
-        "Let the optimiser read `self.lr`, and do its work in one kernel"
-        for group in self.optimizer.param_groups: group.update(lr=self.lr, fused=self.device.type != 'mps', capturable=self.device.type == 'cuda')
-
     @property
     def total(self): "Steps in all"; return self.config.steps or self.config.epochs * len(self.batches)
+
+# %% ../nbs/02_training.ipynb #690da228
+@patch
+def _networks(self: Trainer, compile, checkpoint_activations, ema_cpu):
+    "Make network, average and optimiser"
+    a, net = self.accelerator, build(self.config)
+    self.raw = net.to(memory_format=torch.contiguous_format) if self.sharded else net.to(self.device, memory_format=torch.channels_last)
+    self.averaged = copy.deepcopy(self.raw).eval().requires_grad_(False)
+    if ema_cpu: self.averaged.to('cpu')
+    if checkpoint_activations: recompute(self.raw)
+    if compile: self.raw.compile()
+    if self.sharded: shard(self.raw, a); shard(self.averaged, a)                             # block by block from the CPU to the device
+    optimizer = optimizers[self.config.optimizer](self.raw, self.config.lr, weight_decay=self.config.weight_decay)
+    if self.sharded: self.model, self.optimizer = a.prepare_model(self.raw, device_placement=False, evaluation_mode=True), a.prepare(optimizer)     # all that is missing is mixed precision
+    else: self.model, self.optimizer = a.prepare(self.raw, optimizer)
+    self.model.kind = self.raw.kind                                                          # a wrapper for several processes has none
+    self.tie()
+
+@patch
+def tie(self: Trainer):
+    "Let the optimiser read `self.lr`, and do its work in one kernel"
+    for group in self.optimizer.param_groups: group.update(lr=self.lr, fused=self.device.type != 'mps', capturable=self.device.type == 'cuda')
 
 # %% ../nbs/02_training.ipynb #b88a8868
 def _share(i, n, *tensors): "Part `i` of `n` of each"; return tensors if n == 1 else tuple(x[i * len(x) // n:(i + 1) * len(x) // n] for x in tensors)
@@ -708,6 +723,7 @@ def _ask(self: Trainer, what):
     said = torch.tensor(what, device=self.device); torch.distributed.broadcast(said, 0)
     return said.item()
 
+# %% ../nbs/02_training.ipynb #0d8a37e2
 @patch
 def collect(self: Trainer, everything=True):
     "The average, and all else that a checkpoint holds of weights and optimiser. Of a sharded run, the main process calls this, the others `meet`."
@@ -766,6 +782,7 @@ def _moments_fit(optimizer):
     wanted = lambda group, p: dict.fromkeys(('momentum',) if 'momentum' in group else ('exp_avg', 'exp_avg_sq'), p.shape) | dict(step=torch.Size())
     return all(shapes(p) in ({}, wanted(g, p)) for g in optimizer.param_groups for p in g['params'])
 
+# %% ../nbs/02_training.ipynb #4d213ea7
 def _load(trainer, state):
     "Put the parts of a checkpoint in their places; the optimiser's settings are those of the configuration"
     for net, part in ((trainer.raw, 'model'), (trainer.averaged, 'ema')): mine = net.state_dict(); net.load_state_dict({k: scattered(v, mine[k]) for k, v in state[part].items()})
@@ -1066,6 +1083,7 @@ def fit(
             finally:
                 if together and trainer.whole: trainer.meet()
 
+# %% ../nbs/02_training.ipynb #d8c80efa
 def _keep(trainer, out, guard, epochs, minutes, every):
     _sweep(out)
     if trainer.step < trainer.total: (out/'final_model.pth').unlink(missing_ok=True)         # a longer run has another end
