@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['fits', 'hub_photos', 'cifar10_classes', 'draw_photo', 'draw_photos', 'edge_colour', 'square', 'Album', 'squares',
            'held_out', 'fashion_album', 'Photos', 'photos', 'typed', 'frequent', 'class_ids', 'photo_classes',
-           'fashion_photos', 'cifar10', 'celeba_album', 'celeba', 'celeba_classes', 'PhotoStream']
+           'fashion_photos', 'cifar10', 'celeba_album', 'celeba', 'celeba_classes', 'folder_album', 'folder_classes',
+           'own_pictures', 'PhotoStream']
 
 # %% ../nbs/07_photos.ipynb #582bbe3a
 import hashlib, io, json, os, re, shutil, warnings
@@ -450,6 +451,41 @@ def celeba(
 def celeba_classes(data=None, labels=None, size=None): "`('face',)`, or the names of having an attribute not and having it"; return (f'not_{typed(labels)}', typed(labels)) if labels else ('face',)
 
 datasets['celeba'], class_lists['celeba'] = celeba, celeba_classes
+
+# %% ../nbs/07_photos.ipynb #2af0bce9
+_endings = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
+
+def _own_files(data):
+    "The pictures below a folder, in the order of their names"
+    if not (root := data or os.environ.get('FASHIONDIFF_DATA')): raise DataError('folder: where are your pictures? --data FOLDER, or FASHIONDIFF_DATA')
+    files = sorted((f for f in Path(root).rglob('*') if f.suffix.lower() in _endings and f.is_file()), key=lambda f: f.relative_to(root).as_posix())
+    if not files: raise DataError(f'there is no picture in {root} or below it: their names end in {", ".join(sorted(_endings))}')
+    return Path(root), files
+
+def folder_album(
+    split='train',  # `'train'`, `'test'` (every tenth name) or `'all'`
+    data=None,  # the folder
+):
+    "Pictures of your own, not decoded yet; the row `kind` says in which folder each lies. Raises `DataError` if there are none."
+    if split not in ('train', 'test', 'all'): raise DataError(f'unknown split {split!r}: it is train, test or all')
+    root, files = _own_files(data); names = [f.relative_to(root) for f in files]; stats = [f.stat() for f in files]
+    key = hashlib.sha256(json.dumps([(n.as_posix(), s.st_size, s.st_mtime_ns) for n, s in zip(names, stats)]).encode()).hexdigest()
+    album = Album([n.as_posix() for n in names], partial(_open_nth, _picture, files), key, dict(kind=[n.parts[0] if len(n.parts) > 1 else 'picture' for n in names]))
+    return album if split == 'all' else album.select([i for i, out in enumerate(held_out(album.ids)) if out == (split == 'test')])
+
+def folder_classes(data=None): "The folders in a folder that hold pictures, in alphabetical order"; return tuple(sorted(map(typed, set(folder_album('all', data).rows['kind']))))
+
+def own_pictures(
+    split='train',  # `'train'` or `'test'`
+    data=None,  # a folder of pictures; those that lie in folders in it have these for their classes
+    size=None,  # pixels a side, 28 to 256; 64 if it is not said
+    fit='pad',  # how they become square, a key of `fits`
+):
+    "Pictures of your own as uint8 images `[N, 3, size, size]` and int64 labels `[N]`. Raises `DataError`."
+    album = folder_album(split, data); images, kept = squares(album, 64 if size is None else size, fit)
+    return images, class_ids([album.rows['kind'][i] for i in kept], folder_classes(data))
+
+datasets['folder'], class_lists['folder'] = own_pictures, folder_classes
 
 # %% ../nbs/07_photos.ipynb #f028d2b4
 class PhotoStream:

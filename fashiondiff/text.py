@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from .data import Batches, assets, cache_dir, rng, to_float
 from .evaluation import Residual, _conv
-from .photos import class_ids, frequent, photos
+from .photos import class_ids, folder_album, frequent, photos, squares
 from .training import RunError, write_whole
 from .unet import TextCond
 
@@ -215,8 +215,9 @@ def captioned(
     size=64,  # pixels a side
     fit='pad',  # how photos become square, a key of `photos.fits`
 ):
-    "Images uint8 `[N, 3, size, size]` and nine captions for each. Raises `TextError` for a data set without."
-    if name != 'fashion_photos': raise TextError(f'{name!r} has no captions: fashion_photos has')
+    "Images uint8 `[N, 3, size, size]` and captions for each: nine, or for `folder` the name of the folder that it lies in. Raises `TextError` for a data set without."
+    if name == 'folder': album = folder_album(split, data); x, kept = squares(album, size, fit); return x, [[album.rows['kind'][i].replace('_', ' ')] for i in kept]
+    if name != 'fashion_photos': raise TextError(f'{name!r} has no captions: fashion_photos and folder have')
     p = photos(split, data, size, fit); white = white_border(p.images)
     return p.images, [captions({k: v[i] for k, v in p.rows.items()}, bool(white[i])) for i in range(len(p))]
 

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['presets', 'elsewhere', 'loss_weights', 'losses', 'step_density', 'draw', 'ema_decay', 'Config', 'HQ', 'FastTuned',
-           'HQTuned', 'Tiny', 'DiT', 'Photos64', 'Cifar10', 'Cifar10Tiny', 'CelebA64', 'Photos128', 'Latent256',
-           'Latent128', 'Latent64', 'XL', 'ConfigError', 'make_config', 'build', 'schedule_of', 'lr_factor',
-           'pick_device', 'pick_dtype', 'make_accelerator', 'blocks_of', 'recompute', 'shard', 'Trainer', 'Replayed',
-           'Log', 'CheckpointError', 'RunError', 'write_whole', 'read_checkpoint', 'config_from', 'stored_config',
-           'save_checkpoint', 'differences', 'resume', 'to_bytes_a_row', 'from_bytes_a_row', 'pack', 'unpack',
-           'save_weights', 'Loaded', 'shipped_files', 'shipped_models', 'find_model', 'load_model', 'newest_checkpoint',
-           'RunLog', 'read_log', 'Guard', 'Keeper', 'locked', 'fit']
+           'HQTuned', 'Tiny', 'DiT', 'Photos64', 'Cifar10', 'Cifar10Tiny', 'CelebA64', 'Photos128', 'Photos128Tiny',
+           'Latent256', 'Latent128', 'Latent64', 'XL', 'ConfigError', 'make_config', 'build', 'schedule_of',
+           'lr_factor', 'pick_device', 'pick_dtype', 'make_accelerator', 'blocks_of', 'recompute', 'shard', 'Trainer',
+           'Replayed', 'Log', 'CheckpointError', 'RunError', 'write_whole', 'read_checkpoint', 'config_from',
+           'stored_config', 'save_checkpoint', 'differences', 'resume', 'to_bytes_a_row', 'from_bytes_a_row', 'pack',
+           'unpack', 'save_weights', 'Loaded', 'shipped_files', 'shipped_models', 'find_model', 'load_model',
+           'inheritance', 'newest_checkpoint', 'RunLog', 'read_log', 'Guard', 'Keeper', 'locked', 'fit']
 
 # %% ../nbs/02_training.ipynb #fcae91ee
 import contextlib, copy, csv, hashlib, inspect, io, json, math, os, pickletools, re, time, warnings, zipfile
@@ -144,6 +144,7 @@ class Config:
     guidance_scale: float = 3.0       # for previews
     mixed_precision: str = 'no'       # 'fp16' or 'bf16' where the device is quicker with it
     seed: int = 0                     # decides every random number of the run
+    init_from: str = ''               # trained weights to begin with: a shipped model, a file, the folder of a run; '' is from nothing
 
 # %% ../nbs/02_training.ipynb #cba81862
 @dataclass
@@ -282,6 +283,17 @@ class Photos128(Photos64):
     schedule_shift: float = -2.773           # 2·log(32/128)
     epochs: int = 50                         # a larger network takes longer
 
+@dataclass
+class Photos128Tiny(Photos128):
+    "Preset `photos128_tiny`: what an hour on two CPU cores adds to `photos64`"
+    preset: str = 'photos128_tiny'
+    init_from: str = 'photos64'              # knows garments, colours and words; only its first and last layer meet other pixels
+    base_channels: int = 64                  # its width
+    batch_size: int = 64                     # many small steps beat few large ones in a short run
+    lr: float = 2e-3                         # what is there shall not be lost
+    ema_decay: float = 0.998                 # 1,536 steps
+    epochs: int = 12                         # an hour
+
 # %% ../nbs/02_training.ipynb #021ec02c
 @dataclass
 class Latent256(Photos64):
@@ -340,7 +352,7 @@ class XL(Photos64):
     epochs: int = 500
     ema_decay: float = 0.9999
 
-presets.update(cifar10=Cifar10, cifar10_tiny=Cifar10Tiny, celeba64=CelebA64, photos128=Photos128, latent64=Latent64, latent128=Latent128, latent256=Latent256, xl=XL)
+presets.update(cifar10=Cifar10, cifar10_tiny=Cifar10Tiny, celeba64=CelebA64, photos128=Photos128, photos128_tiny=Photos128Tiny, latent64=Latent64, latent128=Latent128, latent256=Latent256, xl=XL)
 
 # %% ../nbs/02_training.ipynb #6f659f21
 class ConfigError(ValueError):
@@ -610,6 +622,7 @@ class Log(NamedTuple):
 def one_step(self: Trainer) -> Log:
     "Draw, predict, correct, average"
     c = self.config; lr = c.lr * lr_factor(self.step, self.total, c.lr_warmup, c.lr_decay)
+    if c.init_from and not self.step: self.inherit()
     self.lr.fill_(lr); self.pull.fill_(1 - ema_decay(self.step, c.ema_decay, c.ema_warmup))
     self.model.train(); self.whole = not self.sharded                                       # of a sharded run nothing can be collected within a step
     loss, norm = self.update(*self.inputs()).unbind()
@@ -941,6 +954,30 @@ def load_model(
     _must_fit(config, state, path)
     model = build(config); model.load_state_dict(state)
     return Loaded(model.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False), schedule_of(config), config, card)
+
+# %% ../nbs/02_training.ipynb #6e64dcb0
+def _refold(w, axis, p, k):
+    "Weights that read or write p×p folded pixels along an axis, for kp×kp: each pixel becomes k×k of them"
+    return w.unflatten(axis, (-1, p, p)).repeat_interleave(k, axis + 1).repeat_interleave(k, axis + 2).flatten(axis, axis + 2)
+
+def inheritance(
+    network,  # to be trained
+    loaded,  # from `load_model`
+) -> dict:
+    "The weights of a trained model that fit a network, by name and shape; where it folds more pixels, refolded. Raises `ConfigError` if that is less than half of the network, or if the two predict different things."
+    old, new = loaded.model.state_dict(), network.state_dict()
+    if loaded.model.kind != network.kind: raise ConfigError(f'init_from: it predicts {loaded.model.kind}, and this network {network.kind}')
+    p = getattr(loaded.model, 'patch_size', 1); k, rest = divmod(getattr(network, 'patch_size', 1), p)
+    if k > 1 and not rest: old |= {'stem.weight': _refold(old['stem.weight'], 1, p, k) / k**2} | {n: _refold(old[n], 0, p, k) for n in ('head.weight', 'head.bias')}
+    fits = {n: w for n, w in old.items() if n in new and new[n].shape == w.shape}
+    if (share := sum(w.numel() for w in fits.values()) / sum(w.numel() for w in new.values())) < .5: raise ConfigError(f'init_from: only {share:.0%} of the weights of this network are there in the same shape')
+    return fits
+
+@patch
+def inherit(self: Trainer):
+    "Take over what fits of the weights that the configuration names, in network and average; the first step does"
+    fits = inheritance(self.raw, load_model(self.config.init_from))
+    for net in (self.raw, self.averaged): mine = net.state_dict(); net.load_state_dict({k: scattered(v, mine[k]) for k, v in fits.items()}, strict=False)
 
 # %% ../nbs/02_training.ipynb #b642acf0
 def newest_checkpoint(
