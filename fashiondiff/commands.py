@@ -6,7 +6,7 @@
 __all__ = ['fail', 'sample_parser', 'which_sampler', 'write_png', 'file_name', 'save_images', 'which_images', 'which_prompts',
            'names_of', 'draw_classes', 'draw_captions', 'sample_command', 'sample_main', 'train_parser', 'config_of',
            'tracker', 'wandb_mode', 'flat', 'preview_conds', 'preview', 'signals', 'batches_of', 'check_fit',
-           'train_command', 'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'write_table',
+           'beginning', 'train_command', 'train_main', 'eval_parser', 'subject', 'table', 'draw_plots', 'write_table',
            'eval_painter', 'eval_command', 'eval_main', 'main']
 
 # %% ../nbs/06_commands.ipynb #ca177caf
@@ -25,7 +25,7 @@ from .latent import Painter, latent_captions, measure_painter
 from .sampling import default_steps, network_calls, sample, sample_batches, samplers
 from .text import CaptionBatches, captioned, get_encoder
 from .vae import load_vae, to_photos
-from .training import (CheckpointError, Config, ConfigError, Trainer, build, differences, find_model, fit, load_model, make_accelerator, make_config,
+from .training import (CheckpointError, Config, ConfigError, Trainer, build, differences, find_model, fit, inheritance, load_model, make_accelerator, make_config,
     newest_checkpoint, pick_device, pick_dtype, presets, shipped_models, stored_config, write_whole)
 
 # %% ../nbs/06_commands.ipynb #4585a919
@@ -352,12 +352,18 @@ def check_fit(config, images, labels):
     if not config.text_dim and int(labels.max()) >= config.num_classes: raise ConfigError(f'num_classes = {config.num_classes}: the data have a label {int(labels.max())}')
 
 # %% ../nbs/06_commands.ipynb #4d397cf1
+def beginning(network, name):
+    "What a network takes over from trained weights, and what it does not, in a line. Raises as `load_model` and `inheritance` do."
+    fits = inheritance(network, load_model(name)); anew = [k for k in network.state_dict() if k not in fits]
+    return f'begins with {name}' + f'; anew: {", ".join(anew[:6])}{", …" * (len(anew) > 6)}' * bool(anew)
+
 def train_command(args):
     "Train as `fashiondiff_train` was asked to; returns the exit code"
     out = Path(args.out or f'runs/{args.preset or "fast"}')
     config, mode = config_of(args, _stored(out, args)), wandb_mode(args.wandb)
-    with torch.device('meta'): build(config)                                            # what cannot be built is said before hours of decoding
+    with torch.device('meta'): network = build(config)                                  # what cannot be built is said before hours of decoding
     accelerator = make_accelerator(args.device, config.mixed_precision, log_with='wandb' if mode != 'disabled' else None)
+    if config.init_from and not args.resume: accelerator.print(beginning(network, config.init_from))
     with accelerator.main_process_first(): batches = batches_of(config, args.data, accelerator.device)
     trainer = Trainer(config, batches, accelerator, args.compile, args.checkpoint_activations, args.shard, args.ema_cpu)
     out.mkdir(parents=True, exist_ok=True)
