@@ -85,9 +85,10 @@ def test_accelerate_launches_as_well(one, tmp_path):
 
 GRADIENTS = """
 import sys, torch
+from dataclasses import replace
 from fashiondiff.data import Batches, sample_data
 from fashiondiff.optimizer import gathered, local, optimizers, scattered
-from fashiondiff.training import Trainer, build, losses, make_accelerator, make_config
+from fashiondiff.training import Trainer, build, load_model, losses, make_accelerator, make_config, save_weights
 import fashiondiff.transformer
 torch.distributed.init_process_group("gloo") if not torch.distributed.is_initialized() else None
 for changes in (dict(), dict(accumulate=3), dict(network="transformer", depth=2)):
@@ -108,12 +109,15 @@ for changes in (dict(), dict(accumulate=3), dict(network="transformer", depth=2)
         assert off < .02 * moved, (changes, sharded, off, moved); [b.data.copy_(z) for b, z in zip(net.parameters(), before)]
         kept = sum(local(p).numel() for p in t.raw.parameters()) / sum(p.numel() for p in net.parameters())
         assert (kept < .52) == sharded, kept
+        save_weights(net, config, path := f"{sys.argv[1]}/{torch.distributed.get_rank()}.safetensors")
+        heir = Trainer(replace(config, init_from=path), t.batches, make_accelerator("cpu"), sharded=sharded); heir.inherit()
+        for mine in (heir.raw, heir.averaged): assert all(torch.equal(gathered(a.detach()), b) for a, b in zip(mine.parameters(), load_model(path).model.parameters()))
 print("same", flush=True)
 """
 
 def test_copies_and_shares_have_the_gradients_of_the_whole_batch(tmp_path):
-    "two processes, float32, to 1e-5, and from the same gradients Muon's step: U-Net and transformer, at once and in parts, with blocks computed once (copies) and twice (shares)"
-    (tmp_path / "worker.py").write_text(GRADIENTS); p = two(torchrun(), tmp_path / "worker.py"); said, _ = p.communicate(timeout=200)
+    "two processes, float32, to 1e-5, and from the same gradients Muon's step: U-Net and transformer, at once and in parts, with blocks computed once (copies) and twice (shares); and both begin with trained weights"
+    (tmp_path / "worker.py").write_text(GRADIENTS); p = two(torchrun(), tmp_path / "worker.py", tmp_path); said, _ = p.communicate(timeout=200)
     assert p.returncode == 0 and said.count("same") == 2, said
 
 BROKEN = """
