@@ -72,7 +72,7 @@ def sample_parser():
     p.add_argument('--negative_prompt', default='', metavar='TEXT', help='what it should not look like, in words, with a model that reads')
     p.add_argument('--n_samples', type=int, default=None, help='how many images (16; of all classes, 10 of each; of several prompts, 8 of each)')
     p.add_argument('--guidance_scale', type=float, default=None, help='0 ignores the class, 1 is as trained, above exaggerates (1.25; prompts: what the model is configured for)')
-    p.add_argument('--guidance_interval', type=_interval, default=None, metavar='LO,HI', help='ratios of noise to signal between which guidance acts; 0,1e9 is everywhere (0.3,3; prompts: everywhere)')
+    p.add_argument('--guidance_interval', type=_interval, default=None, metavar='LO,HI', help='ratios of noise to signal, before any shift of the schedule, between which guidance acts; 0,1e9 is everywhere (0.3,3; prompts: everywhere)')
     p.add_argument('--sampler', default=None, help=f'{", ".join(samplers)} (dpmpp_2m)')
     p.add_argument('--steps', type=int, default=None, help='intervals (20; ddim 50, heun 10, ddpm all)')
     p.add_argument('--use_ddim', action='store_true', help='the same as --sampler ddim')

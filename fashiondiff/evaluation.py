@@ -390,7 +390,7 @@ def generate(
 ):
     "`n` images uint8 `[n, C, H, W]`, labels `[n]`, and images a second; goes on where an earlier call stopped. Raises `EvaluationError` if that was with other settings or weights."
     folder, model = Path(folder), guide(loaded.model, guidance_scale, middle(loaded.schedule, *guidance_interval))
-    _claim(folder, dict(sampler=sampler, steps=steps, guidance_scale=guidance_scale, guidance_interval=list(guidance_interval), seed=seed, weights=fingerprint(loaded.model), device=str(device)))
+    _claim(folder, dict(sampler=sampler, steps=steps, guidance_scale=guidance_scale, guidance_interval=list(guidance_interval), seed=seed, weights=fingerprint(loaded.model), device=str(device)) | (dict(shift=loaded.schedule.shift) if loaded.schedule.shift else {}))
     have = next((len(x) for x in _shards(folder)[:1] if x is not None), 0); tick(min(have, n))
     labels, t0 = torch.arange(n) % loaded.model.null, time.perf_counter()
     for x in sample_batches(model, loaded.schedule, labels, sampler, steps, seed, batch_size, device, start=have):

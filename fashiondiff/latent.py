@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from .data import DataError, cache_dir, lazy, show_images, to_float, to_uint8
-from .evaluation import fingerprint, frechet_distance, spread, summarise
+from .evaluation import EvaluationError, fingerprint, frechet_distance, spread, summarise
 from .guidance import guide, middle
 from .photos import class_ids, photos
 from .sampling import img2img, inpaint, sample
@@ -82,7 +82,7 @@ def latent_captions(
     tick=lambda n: None,  # as in `encode_to_disk`
     mirrored=True,  # mirror images as well
 ):
-    "Latents float16 `[N, C, H, W]` and nine captions for each. Raises `ConfigError` if the autoencoder makes latents of another kind."
+    "Latents float16 `[N, C, H, W]` and captions for each. Raises `ConfigError` if the autoencoder makes latents of another kind."
     vae = load_vae(config.autoencoder, device)
     if vae.latent_channels != config.channels: raise ConfigError(f'channels = {config.channels}: the latents of {config.autoencoder!r} have {vae.latent_channels}')
     images, said = captioned(config.dataset, split, data, config.image_size * vae.factor, config.fit)
@@ -169,7 +169,7 @@ def _drawn(painter, said, n, folder, weights, seed, batch_size, tick, **how):
     "`n` pictures of each caption as the judge sees them; parts that lie in `folder` are not drawn again"
     parts = []
     for i in range(0, len(said), 16):
-        key = hashlib.sha256(json.dumps([weights, str(painter.device), said[i:i + 16], n, seed + i, how]).encode()).hexdigest()[:20]; path = folder/f'{key}.safetensors'
+        key = hashlib.sha256(json.dumps([weights, str(painter.device), painter.schedule.shift, said[i:i + 16], n, seed + i, how]).encode()).hexdigest()[:20]; path = folder/f'{key}.safetensors'
         try: x = load(path.read_bytes())['images']
         except (OSError, SafetensorError):
             x = judged(to_uint8(painter(said[i:i + 16], n, **how, seed=seed + i, batch_size=batch_size))); write_whole(path, lambda f: f.write(save(dict(images=x.contiguous()))))
@@ -207,7 +207,9 @@ def measure_painter(
     tick=lambda n: None,  # called with the number of pictures that each batch adds
 ):
     "Rows for `to_markdown`: photos held out, training photos, the model, and the model for the `fixed_prompts` (4 of each, which come back as well, uint8 `[256, 3, 64, 64]`); pictures a second at four at a time"
-    c, judge, folder = painter.config, load_judge(), Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    c, judge, folder = painter.config, load_judge(), Path(folder)
+    if c.dataset != 'fashion_photos': raise EvaluationError(f'a model that reads is measured on fashion_photos, and this one was trained on {c.dataset}')
+    folder.mkdir(parents=True, exist_ok=True)
     test, train = (photos(split, data, painter.size, c.fit) for split in ('test', 'train'))
     said = [nine[1] for nine in captioned(c.dataset, 'test', data, painter.size, c.fit)[1]][:n_samples]
     ask = dict(sampler=sampler, steps=steps, guidance_scale=c.guidance_scale if guidance_scale is None else guidance_scale, guidance_interval=guidance_interval)

@@ -457,27 +457,41 @@ _endings = {'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 
 def _own_files(data):
     "The pictures below a folder, in the order of their names"
-    if not (root := data or os.environ.get('FASHIONDIFF_DATA')): raise DataError('folder: where are your pictures? --data FOLDER, or FASHIONDIFF_DATA')
-    files = sorted((f for f in Path(root).rglob('*') if f.suffix.lower() in _endings and f.is_file()), key=lambda f: f.relative_to(root).as_posix())
+    if not (data := data or os.environ.get('FASHIONDIFF_DATA')): raise DataError('folder: where are your pictures? --data FOLDER, or FASHIONDIFF_DATA')
+    if not (root := Path(data)).is_dir(): raise DataError(f'{root} is no folder')
+    files, seen = [], {os.path.realpath(root)}
+    def unreadable(e): raise DataError(f'{e.filename} cannot be looked into ({e.strerror})')
+    for place, inside, names in os.walk(root, followlinks=True, onerror=unreadable):
+        inside[:] = [d for d in inside if not d.startswith('.') and os.path.realpath(Path(place)/d) not in seen]; seen |= {os.path.realpath(Path(place)/d) for d in inside}     # links may go round
+        files += [Path(place)/f for f in names if Path(f).suffix.lower() in _endings and not f.startswith('.')]
     if not files: raise DataError(f'there is no picture in {root} or below it: their names end in {", ".join(sorted(_endings))}')
-    return Path(root), files
+    if bad := next((f for f in map(str, files) if f.encode(errors='ignore').decode() != f), None): raise DataError(f'{ascii(bad)} is not a name in UTF-8')
+    return root, sorted(files, key=lambda f: f.relative_to(root).as_posix())
+
+def _upright(file):
+    "A picture as its camera was held, on white where it is transparent"
+    im = ImageOps.exif_transpose(_picture(file))
+    if im.mode not in ('RGBA', 'LA', 'PA') and 'transparency' not in im.info: return im
+    return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA')).convert('RGB')
 
 def folder_album(
     split='train',  # `'train'`, `'test'` (every tenth name) or `'all'`
     data=None,  # the folder
 ):
-    "Pictures of your own, not decoded yet; the row `kind` says in which folder each lies. Raises `DataError` if there are none."
+    "Pictures of your own, not decoded yet; the row `kind` says in which of the folders in `data` each lies (however deep), `picture` if in none. Raises `DataError` if there are none."
     if split not in ('train', 'test', 'all'): raise DataError(f'unknown split {split!r}: it is train, test or all')
     root, files = _own_files(data); names = [f.relative_to(root) for f in files]; stats = [f.stat() for f in files]
-    key = hashlib.sha256(json.dumps([(n.as_posix(), s.st_size, s.st_mtime_ns) for n, s in zip(names, stats)]).encode()).hexdigest()
-    album = Album([n.as_posix() for n in names], partial(_open_nth, _picture, files), key, dict(kind=[n.parts[0] if len(n.parts) > 1 else 'picture' for n in names]))
-    return album if split == 'all' else album.select([i for i, out in enumerate(held_out(album.ids)) if out == (split == 'test')])
+    key = hashlib.sha256(json.dumps([str(root.resolve()), [(n.as_posix(), s.st_size, s.st_mtime_ns) for n, s in zip(names, stats)]]).encode()).hexdigest()
+    album = Album([n.as_posix() for n in names], partial(_open_nth, _upright, files), key, dict(kind=[n.parts[0] if len(n.parts) > 1 else 'picture' for n in names]))
+    if split == 'all': return album
+    if split == 'test' and len(files) < 10: raise DataError(f'{root} holds {len(files)} pictures: of fewer than ten none is held out')
+    return album.select([i for i, out in enumerate(held_out(album.ids)) if out == (split == 'test')])
 
-def folder_classes(data=None): "The folders in a folder that hold pictures, in alphabetical order"; return tuple(sorted(map(typed, set(folder_album('all', data).rows['kind']))))
+def folder_classes(data=None): "The folders in a folder that hold pictures, in alphabetical order"; return tuple(sorted(set(map(typed, folder_album('all', data).rows['kind']))))
 
 def own_pictures(
     split='train',  # `'train'` or `'test'`
-    data=None,  # a folder of pictures; those that lie in folders in it have these for their classes
+    data=None,  # a folder of pictures: the folders in it are their classes
     size=None,  # pixels a side, 28 to 256; 64 if it is not said
     fit='pad',  # how they become square, a key of `fits`
 ):

@@ -68,8 +68,8 @@ def _karras(schedule, steps, rho_max=80., power=7):
     return _nearest(schedule, (hi + torch.linspace(0, 1, steps, dtype=torch.float64) * (lo - hi)) ** power)
 
 def _log_snr(schedule, steps, rho_max=12., rho_min=.037):
-    "The last step, and evenly spaced in `log(sigma/alpha)` below it"
-    rho = schedule.sigma / schedule.alpha
+    "The last step, and evenly spaced in `log(sigma/alpha)` below it, from a ratio that is larger where a schedule is shifted for larger images"
+    rho, rho_max = schedule.sigma / schedule.alpha, rho_max * math.exp(-schedule.shift / 2)
     leap = int(rho[-1] > rho_max)
     hi, lo = rho[-1].clamp(max=rho_max).log(), rho[0].clamp(min=rho_min).log()
     return _nearest(schedule, torch.cat([rho[len(rho) - leap:], torch.linspace(hi, lo, steps - leap, dtype=torch.float64).exp()]))

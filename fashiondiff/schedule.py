@@ -23,6 +23,7 @@ class Schedule:
     name: str  # under which it can be made again
     alpha: torch.Tensor  # float64 `[T]`: the share of the image
     sigma: torch.Tensor  # float64 `[T]`: the share of the noise
+    shift: float = 0.  # what was added to the log-SNR for larger images
     tables: dict = field(default_factory=dict, repr=False)  # copies for other devices and types
 
     def __len__(self): return len(self.alpha)
@@ -115,7 +116,7 @@ def shifted(
     alpha, sigma = schedule.alpha, schedule.sigma * math.exp(-shift / 2)
     straight = torch.allclose(schedule.alpha + schedule.sigma, torch.ones_like(alpha))
     scale = alpha + sigma if straight else (alpha**2 + sigma**2).sqrt()
-    return Schedule(schedule.name, alpha / scale, sigma / scale)
+    return Schedule(schedule.name, alpha / scale, sigma / scale, schedule.shift + shift)
 
 # %% ../nbs/00_schedule.ipynb #051fe8a4
 def make_schedule(
@@ -123,10 +124,10 @@ def make_schedule(
     T=1000,  # number of steps
     shift=0.,  # is added to the log-SNR of every step: `resolution_shift(size)` for large images
 ):
-    "A schedule by name. Raises `ValueError` for an unknown name, T < 2 or a shift that is no number."
+    "A schedule by name. Raises `ValueError` for an unknown name, T < 2 or a shift outside of [-10, 10]."
     if name not in schedules: raise ValueError(f'unknown schedule {name!r}: it is one of {", ".join(schedules)}')
     if T < 2: raise ValueError(f'a schedule needs at least 2 steps, not {T}')
-    if not math.isfinite(shift): raise ValueError(f'a schedule is shifted by a number, not {shift}')
+    if not abs(shift) <= 10: raise ValueError(f'a schedule is shifted by -10 to 10, not {shift}')
     return shifted(schedules[name](T), shift) if shift else schedules[name](T)
 
 # %% ../nbs/00_schedule.ipynb #f8c4b8d6

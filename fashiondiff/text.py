@@ -215,7 +215,7 @@ def captioned(
     size=64,  # pixels a side
     fit='pad',  # how photos become square, a key of `photos.fits`
 ):
-    "Images uint8 `[N, 3, size, size]` and captions for each: nine, or for `folder` the name of the folder that it lies in. Raises `TextError` for a data set without."
+    "Images uint8 `[N, 3, size, size]` and captions for each: nine, or for `folder` one, the name of the topmost folder that it lies in. Raises `TextError` for a data set without."
     if name == 'folder': album = folder_album(split, data); x, kept = squares(album, size, fit); return x, [[album.rows['kind'][i].replace('_', ' ')] for i in kept]
     if name != 'fashion_photos': raise TextError(f'{name!r} has no captions: fashion_photos and folder have')
     p = photos(split, data, size, fit); white = white_border(p.images)

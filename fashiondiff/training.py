@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -62,14 +63,13 @@ def losses(
 # %% ../nbs/02_training.ipynb #6806a7e2
 def step_density(
     schedule,  # a `Schedule`
-    sampling='uniform',  # `"uniform"`, or `"logit_normal"`: the log-SNR is normal with mean 0 and standard deviation 2 (Esser et al. 2024, section 3.1)
-    centre=0.,  # that mean: for a shifted schedule, its shift
+    sampling='uniform',  # `"uniform"`, or `"logit_normal"`: the log-SNR is normal with mean 0, or the schedule's shift, and standard deviation 2 (Esser et al. 2024, section 3.1)
 ):
     "How often each step is drawn in training: probabilities, float64 `[T]`. Raises `ValueError` for an unknown name."
     if sampling == 'uniform': p = torch.ones(len(schedule), dtype=torch.float64)
     elif sampling == 'logit_normal':
         lam = schedule.log_snr
-        p = (-(lam - centre)**2 / 8).exp() * torch.gradient(lam)[0].abs()
+        p = (-(lam - schedule.shift)**2 / 8).exp() * torch.gradient(lam)[0].abs()
     else: raise ValueError(f'unknown timestep sampling {sampling!r}: it is uniform or logit_normal')
     return p / p.sum()
 
@@ -144,7 +144,7 @@ class Config:
     guidance_scale: float = 3.0       # for previews
     mixed_precision: str = 'no'       # 'fp16' or 'bf16' where the device is quicker with it
     seed: int = 0                     # decides every random number of the run
-    init_from: str = ''               # trained weights to begin with: a shipped model, a file, the folder of a run; '' is from nothing
+    init_from: str = ''               # trained weights to begin with: a shipped model, a file, the folder of a run, hub:owner/name; '' is from nothing
 
 # %% ../nbs/02_training.ipynb #cba81862
 @dataclass
@@ -291,8 +291,8 @@ class Photos128Tiny(Photos128):
     base_channels: int = 64                  # its width
     batch_size: int = 64                     # many small steps beat few large ones in a short run
     lr: float = 2e-3                         # what is there shall not be lost
-    ema_decay: float = 0.998                 # 1,536 steps
-    epochs: int = 12                         # an hour
+    ema_decay: float = 0.998                 # 1,536 steps, …
+    epochs: int = 12                         # … with the 8,211 large photos; an hour
 
 # %% ../nbs/02_training.ipynb #021ec02c
 @dataclass
@@ -368,8 +368,8 @@ def _fit_type(name, value, default):
 # %% ../nbs/02_training.ipynb #2a18d77e
 _choices = dict(positions=('rope', 'sincos', 'none'), beta_schedule=schedules, prediction=kinds, optimizer=optimizers, weighting=('uniform', 'min_snr'), timestep_sampling=('uniform', 'logit_normal'), lr_decay=('none', 'cosine'), mixed_precision=('no', 'fp16', 'bf16'))
 _at_least = dict(image_size=1, channels=1, num_classes=1, base_channels=1, num_res_blocks=1, heads=1, depth=1, text_dim=0, text_length=1, patch_size=1, timesteps=2, batch_size=1,
-    epochs=0, steps=0, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
-_at_most = dict(batch_size=65_536, dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, heads=1024, depth=128, text_dim=65536, text_length=4096, timesteps=100_000)   # a file may ask for anything
+    epochs=0, steps=0, schedule_shift=-10, dropout=0, lr_warmup=0, weight_decay=0, clip_grad=0, ema_decay=0, p_uncond=0, guidance_scale=0, lr=0, seed=0)
+_at_most = dict(batch_size=65_536, dropout=1, ema_decay=1, p_uncond=1, image_size=4096, channels=1024, num_classes=1_000_000, base_channels=8192, num_res_blocks=32, patch_size=64, heads=1024, depth=128, text_dim=65536, text_length=4096, timesteps=100_000, schedule_shift=10)   # a file may ask for anything
 
 def _check(c):
     "Raises `ConfigError` naming the first value of a configuration that is impossible"
@@ -504,7 +504,7 @@ class Trainer:
         self.lr, self.pull = torch.zeros(2, device=a.device).unbind()                        # learning rate, and how far the average moves: on the device, so that a recorded step can read them
         self._networks(compile, checkpoint_activations, ema_cpu)
         self.weights = loss_weights(self.schedule, config.prediction, config.weighting).to(self.device, torch.float32)
-        self.density = step_density(self.schedule, config.timestep_sampling, config.schedule_shift).to(self.device, torch.float32)
+        self.density = step_density(self.schedule, config.timestep_sampling).to(self.device, torch.float32)
         if self.device.type == 'cuda' and a.num_processes == 1 and not a.scaler and not checkpoint_activations and not ema_cpu: self.update = Replayed(self.update)
 
     @property
@@ -966,9 +966,9 @@ def inheritance(
 ) -> dict:
     "The weights of a trained model that fit a network, by name and shape; where it folds more pixels, refolded. Raises `ConfigError` if that is less than half of the network, or if the two predict different things."
     old, new = loaded.model.state_dict(), network.state_dict()
-    if loaded.model.kind != network.kind: raise ConfigError(f'init_from: it predicts {loaded.model.kind}, and this network {network.kind}')
+    if loaded.model.kind != network.kind: raise ConfigError(f'init_from: it predicts {loaded.model.kind}, and this network {network.kind}: --prediction {loaded.model.kind}')
     p = getattr(loaded.model, 'patch_size', 1); k, rest = divmod(getattr(network, 'patch_size', 1), p)
-    if k > 1 and not rest: old |= {'stem.weight': _refold(old['stem.weight'], 1, p, k) / k**2} | {n: _refold(old[n], 0, p, k) for n in ('head.weight', 'head.bias')}
+    if k > 1 and not rest and {'stem.weight', 'head.weight', 'head.bias'} <= set(old): old |= {'stem.weight': _refold(old['stem.weight'], 1, p, k) / k**2} | {n: _refold(old[n], 0, p, k) for n in ('head.weight', 'head.bias')}
     fits = {n: w for n, w in old.items() if n in new and new[n].shape == w.shape}
     if (share := sum(w.numel() for w in fits.values()) / sum(w.numel() for w in new.values())) < .5: raise ConfigError(f'init_from: only {share:.0%} of the weights of this network are there in the same shape')
     return fits
@@ -976,7 +976,7 @@ def inheritance(
 @patch
 def inherit(self: Trainer):
     "Take over what fits of the weights that the configuration names, in network and average; the first step does"
-    fits = inheritance(self.raw, load_model(self.config.init_from))
+    fits = broadcast({k: v.to(self.device) for k, v in inheritance(self.raw, load_model(self.config.init_from)).items()})      # of the first process: a file may change
     for net in (self.raw, self.averaged): mine = net.state_dict(); net.load_state_dict({k: scattered(v, mine[k]) for k, v in fits.items()}, strict=False)
 
 # %% ../nbs/02_training.ipynb #b642acf0
@@ -1107,7 +1107,8 @@ def fit(
     log_steps=50,  # a row of `log.csv` for every so many steps, and for each epoch
 ):
     "Train, keeping `config.json`, `log.csv`, checkpoints, `best_model.pth` (lowest loss of an epoch) and `final_model.pth` in `out`; yields each step's `Log`. Of a sharded run, all processes have to stop at the same step. Raises `RunError`."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True); main = trainer.accelerator.is_main_process
+    out = Path(out); out.mkdir(parents=True, exist_ok=True); main, begin = trainer.accelerator.is_main_process, trainer.config.init_from
+    if begin and not resuming and find_model(begin).resolve().parent == out.resolve(): raise RunError(f'{out} holds the weights to begin with, which the run would overwrite: name another folder')
     with locked(out) if main else contextlib.nullcontext():                                  # one process writes for all
         if resuming and (newest := newest_checkpoint(out)): resume(trainer, newest)
         steps = _keep(trainer, out, Guard(trainer, out), checkpoint_epochs, checkpoint_minutes, log_steps) if main else iter(trainer)

@@ -306,3 +306,48 @@ def test_the_module_comes_only_when_a_name_asks_for_it():
 def test_the_extra_is_what_the_code_asks_for():
     settings = (ROOT / "settings.ini").read_text(); extra = settings.split("photos_requirements = ")[1].split("\n")[0].split()
     assert {e.split(">=")[0] for e in extra} == {"datasets", "pyarrow"} and set(extra) <= set(settings.split("dev_requirements = ")[1].split("\n")[0].split())
+
+@pytest.fixture
+def mine(tmp_path):
+    "Thirty pictures in folders, and what else lies about in folders"
+    for i in range(30): (f := tmp_path / "mine" / ("b socks", "a hats", "shoes/old")[i % 3] / f"{i:02d}.png").parent.mkdir(parents=True, exist_ok=True); photos.draw_photo(i % 6, "Red", (40, 40), seed=i).save(f)
+    root = tmp_path / "mine"; (root / "list.txt").write_text("x"); (root / "a hats" / "._00.png").write_bytes(b"x"); (root / ".cache").mkdir(); (root / ".cache" / "0.png").write_bytes(b"x")
+    return root
+
+def test_pictures_of_ones_own_are_found_and_folders_are_classes(mine, monkeypatch):
+    import warnings
+    with warnings.catch_warnings(): warnings.simplefilter("error"); x, y = load_data("folder", "train", mine, 32)
+    assert dataset_classes("folder", mine) == ("a_hats", "b_socks", "shoes") and (x.shape, y.bincount().tolist()) == ((27, 3, 32, 32), [9, 9, 9])
+    names = photos.folder_album("all", mine).ids; assert names == sorted(names) and "shoes/old/02.png" in names and photos.folder_album("test", mine).ids == names[9::10]
+    monkeypatch.setenv("FASHIONDIFF_DATA", str(mine)); assert torch.equal(load_data("folder", "train", size=32)[0], x)
+    says(lambda: load_data("folder", "valid", mine), "train, test or all"); says(lambda: load_data("folder", data=mine, size=20), "28")
+    for f in (mine / "a hats").glob("??.png"): f.rename(mine / f.name)                                                      # without a folder
+    assert dataset_classes("folder", mine) == ("b_socks", "picture", "shoes")
+
+def test_folders_of_every_kind_of_trouble(mine, tmp_path):
+    (mine / "A Hats").mkdir(); (mine / "a hats" / "00.png").rename(mine / "A Hats" / "00.png") if (mine / "a hats" / "00.png").is_file() else None
+    next((mine / "a hats").glob("[0-9]*.png")).rename(mine / "A Hats" / "x.PNG"); assert dataset_classes("folder", mine) == ("a_hats", "b_socks", "shoes")               # one class, written in two ways
+    (tmp_path / "far").mkdir(); photos.draw_photo(0, "Blue").save(tmp_path / "far" / "1.png"); (mine / "linked").symlink_to(tmp_path / "far"); (mine / "linked" / "round").symlink_to(mine)
+    assert dataset_classes("folder", mine) == ("a_hats", "b_socks", "linked", "shoes") and len(photos.folder_album("all", mine)) == 31
+    few = tmp_path / "few"; few.mkdir(); photos.draw_photo(0, "Blue", (32, 32)).save(few / "1.bmp"); says(lambda: load_data("folder", "test", few), "1 pictures: of fewer than ten none is held out"); x, y = load_data("folder", data=few, size=32)
+    other = tmp_path / "other"; other.mkdir(); photos.draw_photo(0, "Red", (32, 32)).save(other / "1.bmp"); os.utime(other / "1.bmp", ns=2 * ((few / "1.bmp").stat().st_mtime_ns,)); assert not torch.equal(load_data("folder", data=other, size=32)[0], x)
+    says(lambda: load_data("folder", data=few / "1.bmp"), "is no folder")
+    try: (few / b"\xff".decode("utf-8", "surrogateescape")).with_suffix(".png").write_bytes(b"x")
+    except OSError: return                                                                                                       # a file system that takes no such names
+    says(lambda: load_data("folder", data=few), "is not a name in UTF-8")
+
+def test_what_is_transparent_is_white(tmp_path):
+    im = Image.new("RGBA", (40, 40), (0, 0, 0, 0)); im.paste((0, 0, 0, 255), (10, 10, 30, 30)); im.save(tmp_path / "a.png")
+    x = square(photos.folder_album("all", tmp_path).open(0), 40); assert x[:, 2, 2].tolist() == [255] * 3 and x[:, 20, 20].tolist() == [0] * 3
+
+def test_a_photo_from_a_camera_held_sideways_stands_upright(tmp_path):
+    im = Image.new("RGB", (40, 40), "white"); im.paste("red", (0, 0, 40, 20)); exif = Image.Exif(); exif[0x0112] = 6; im.save(tmp_path / "a.jpg", exif=exif)      # to be turned to the right
+    x = square(photos.folder_album("all", tmp_path).open(0), 40).float(); assert x[1, :, 30].mean() < 40 and x[1, :, 10].mean() > 215
+
+def test_a_model_of_ones_own_classes(mine, tmp_path, capsys):
+    from fashiondiff.commands import sample_main, train_main
+    train_main(f"--preset cifar10_tiny --dataset folder --data {mine} --num_classes 3 --base_channels 16 --batch_size 9 --steps 2 --mixed_precision no --sample_epochs 0 --wandb disabled --device cpu --out {tmp_path / 'run'}".split())
+    sample_main(f"--model {tmp_path / 'run'} --class 2 --n_samples 3 --steps 2 --device cpu --save_individual --out {tmp_path / 's'}".split())
+    assert Image.open(tmp_path / "s/individual/2_002.png").size == (32, 32)
+    with pytest.raises(SystemExit): train_main(f"--preset cifar10_tiny --dataset folder --data {mine} --num_classes 2 --batch_size 9 --device cpu --wandb disabled --out {tmp_path / 'r2'}".split())
+    assert "num_classes = 2: the data have a label 2" in capsys.readouterr().err

