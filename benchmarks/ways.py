@@ -3,8 +3,8 @@
 The same U-Net on product photos, asked for in words. At 256 pixels, `latents`: 32 × 32 × 4 of the autoencoder that comes with the project, folded 2 × 2.
 `pixels/16`: folded 16 × 16, which gives as many positions, so that a step costs about the same; it predicts x0, since 64 channels cannot hold noise for
 768 numbers. `pixels/8`: folded 8 × 8, four times as many positions. At 64 and 128 pixels, folded to 16 × 16 positions: a cosine schedule `shifted` by
-2·log(32/size), as the presets have it, and the same one `unshifted`. `128, from photos64`: folded to 32 × 32, shifted, with the weights of `photos64` to begin
-with. After all of the time, half of it, a quarter and so on, down to a minute, captions of
+2·log(32/size), as the presets have it, and the same one `unshifted`. At 128 pixels folded to 32 × 32, shifted: `from nothing`, and `from
+photos64`, whose weights it begins with. After all of the time, half of it, a quarter and so on, down to a minute, captions of
 photos held out are drawn (10 steps, guidance 2), and their Fréchet distance is measured by the judge that comes with the package, at 64 pixels. Writes
 OUT/ways.json, where rows of other ways stay.
 """
@@ -25,7 +25,8 @@ PIXELS = dict(autoencoder="", image_size=256, channels=3, schedule_shift=2 * mat
 WAYS = {"latents": {}, "pixels/16": PIXELS | dict(patch_size=16, prediction="x0"), "pixels/8": PIXELS | dict(patch_size=8, attention_resolutions=(8,))}
 for size, how in {64: dict(fit="pad", patch_size=4), 128: dict(patch_size=8, prediction="x0")}.items():
     for name, shift in dict(shifted=2 * math.log(32 / size), unshifted=0.).items(): WAYS[f"{size}, {name}"] = PIXELS | how | dict(image_size=size, schedule_shift=shift)
-WAYS["128, from photos64"] = WAYS["128, shifted"] | dict(init_from="photos64", prediction="v", patch_size=4, attention_resolutions=(16, 8))
+WAYS["128, from nothing"] = WAYS["128, shifted"] | dict(prediction="v", patch_size=4, attention_resolutions=(16, 8))
+WAYS["128, from photos64"] = WAYS["128, from nothing"] | dict(init_from="photos64")
 
 def batches(config, encoder, data):
     images, said = latent_captions(config, data=data) if config.autoencoder else captioned(config.dataset, "train", data, config.image_size, config.fit)

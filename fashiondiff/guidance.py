@@ -48,10 +48,10 @@ def guide(
 # %% ../nbs/04_guidance.ipynb #3eb23a25
 def middle(
     schedule,  # a `Schedule`
-    lo=.3, hi=3.,  # noise-to-signal ratios sigma/alpha, before any shift
+    lo=.3, hi=3.,  # noise-to-signal ratios, `Schedule.ratio`
 ) -> tuple:
     "First and last step between two noise-to-signal ratios: an interval for `guide` (Kynkäänniemi et al. 2024, table 1). Raises `ValueError` for an empty one."
-    rho = schedule.sigma / schedule.alpha * math.exp(schedule.shift / 2)               # as if nothing had been shifted
+    rho = schedule.ratio
     inside = ((rho >= lo) & (rho <= hi)).nonzero().flatten()
     if not len(inside): raise ValueError(f'guidance interval {lo:g} to {hi:g}: no step of the schedule has such a ratio of noise to signal')
     return inside[0].item(), inside[-1].item()

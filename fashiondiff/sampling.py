@@ -55,7 +55,7 @@ def timesteps(
 
 def _nearest(schedule, ratios):
     "The steps whose noise-to-signal ratios are nearest to those wanted, falling; points that coincide are spread to neighbours"
-    rho, n = schedule.sigma / schedule.alpha, len(ratios)
+    rho, n = schedule.ratio, len(ratios)
     ts, floor = (rho.log()[None] - ratios.log()[:, None]).abs().argmin(1), torch.arange(n - 1, -1, -1)
     ts = torch.maximum(ts, floor)
     for i in range(1, n): ts[i] = torch.minimum(ts[i], ts[i - 1] - 1)
@@ -63,13 +63,13 @@ def _nearest(schedule, ratios):
 
 def _karras(schedule, steps, rho_max=80., power=7):
     "Evenly spaced in `(sigma/alpha)^(1/7)` (Karras et al. 2022, equation 5)"
-    rho = schedule.sigma / schedule.alpha
+    rho = schedule.ratio
     hi, lo = rho[rho <= rho_max][-1] ** (1 / power), rho[0] ** (1 / power)
     return _nearest(schedule, (hi + torch.linspace(0, 1, steps, dtype=torch.float64) * (lo - hi)) ** power)
 
 def _log_snr(schedule, steps, rho_max=12., rho_min=.037):
-    "The last step, and evenly spaced in `log(sigma/alpha)` below it, from a ratio that is larger where a schedule is shifted for larger images"
-    rho, rho_max = schedule.sigma / schedule.alpha, rho_max * math.exp(-schedule.shift / 2)
+    "The last step, and evenly spaced in `log(sigma/alpha)` below it"
+    rho = schedule.ratio
     leap = int(rho[-1] > rho_max)
     hi, lo = rho[-1].clamp(max=rho_max).log(), rho[0].clamp(min=rho_min).log()
     return _nearest(schedule, torch.cat([rho[len(rho) - leap:], torch.linspace(hi, lo, steps - leap, dtype=torch.float64).exp()]))

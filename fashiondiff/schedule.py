@@ -34,6 +34,9 @@ class Schedule:
     @property
     def log_snr(self): "Natural logarithm of the signal-to-noise ratio, float64 `[T]`"; return 2 * (self.alpha.log() - self.sigma.log())
 
+    @property
+    def ratio(self): "Noise-to-signal ratio `sigma/alpha` without the shift, float64 `[T]`: in larger images, that of what averaging leaves"; return self.sigma / self.alpha * math.exp(self.shift / 2)
+
     def at(self,
         t,  # steps, int64 `[B]`
         x,  # images `[B, …]` that decide type, device and number of dimensions
