@@ -3,10 +3,10 @@
 The same U-Net on product photos, asked for in words. At 256 pixels, `latents`: 32 × 32 × 4 of the autoencoder that comes with the project, folded 2 × 2.
 `pixels/16`: folded 16 × 16, which gives as many positions, so that a step costs about the same; it predicts x0, since 64 channels cannot hold noise for
 768 numbers. `pixels/8`: folded 8 × 8, four times as many positions. At 64 and 128 pixels, folded to 16 × 16 positions: a cosine schedule `shifted` by
-2·log(32/size), as the presets have it, and the same one `unshifted`. At 128 pixels folded to 32 × 32, shifted: `from nothing`, and `from
-photos64`, whose weights it begins with. After all of the time, half of it, a quarter and so on, down to a minute, captions of
-photos held out are drawn (10 steps, guidance 2), and their Fréchet distance is measured by the judge that comes with the package, at 64 pixels. Writes
-OUT/ways.json, where rows of other ways stay.
+2·log(32/size), as the presets have it, and the same one `unshifted`.
+At 128 pixels folded to 32 × 32, shifted: `from nothing`, and `from photos64`, whose weights it begins with. After all of the time, half of it, a quarter
+and so on, down to a minute, captions of photos held out are drawn (10 steps, guidance 2), and their Fréchet distance is measured by the judge that comes
+with the package, at 64 pixels. Writes OUT/ways.json, where rows of other ways stay.
 """
 import argparse, json, math, time
 from pathlib import Path

@@ -100,14 +100,19 @@ def _check(size, fit='pad', largest=256):
     if isinstance(size, bool) or not isinstance(size, int) or not 28 <= size <= largest: raise DataError(f'size {size!r}: it is a number of pixels from 28 to {largest}')
     if fit not in fits: raise DataError(f'unknown fit {fit!r}: it is one of {", ".join(fits)}')
 
+def _opaque(image):
+    "An image in RGB, on white where it is transparent"
+    if image.mode not in ('RGBA', 'LA', 'PA') and 'transparency' not in image.info: return image.convert('RGB')
+    return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA')).convert('RGB')
+
 def square(
     image,  # a PIL image of any mode and shape
     size=64,  # pixels a side, 28 to 256
     fit='pad',  # how it becomes square, a key of `fits`
 ):
-    "A photo as uint8 `[3, size, size]`. Raises `DataError` for an unknown size or fit."
+    "A photo as uint8 `[3, size, size]`, white where it is transparent. Raises `DataError` for an unknown size or fit."
     _check(size, fit)
-    return _pixels(fits[fit](image.convert('RGB'), size)).permute(2, 0, 1).contiguous()
+    return _pixels(fits[fit](_opaque(image), size)).permute(2, 0, 1).contiguous()
 
 # %% ../nbs/07_photos.ipynb #a119df42
 @dataclass
@@ -463,16 +468,12 @@ def _own_files(data):
     def unreadable(e): raise DataError(f'{e.filename} cannot be looked into ({e.strerror})')
     for place, inside, names in os.walk(root, followlinks=True, onerror=unreadable):
         inside[:] = [d for d in inside if not d.startswith('.') and os.path.realpath(Path(place)/d) not in seen]; seen |= {os.path.realpath(Path(place)/d) for d in inside}     # links may go round
-        files += [Path(place)/f for f in names if Path(f).suffix.lower() in _endings and not f.startswith('.')]
+        files += [Path(place)/f for f in names if Path(f).suffix.lower() in _endings and not f.startswith('.') and (Path(place)/f).is_file()]
     if not files: raise DataError(f'there is no picture in {root} or below it: their names end in {", ".join(sorted(_endings))}')
     if bad := next((f for f in map(str, files) if f.encode(errors='ignore').decode() != f), None): raise DataError(f'{ascii(bad)} is not a name in UTF-8')
     return root, sorted(files, key=lambda f: f.relative_to(root).as_posix())
 
-def _upright(file):
-    "A picture as its camera was held, on white where it is transparent"
-    im = ImageOps.exif_transpose(_picture(file))
-    if im.mode not in ('RGBA', 'LA', 'PA') and 'transparency' not in im.info: return im
-    return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA')).convert('RGB')
+def _upright(file): "A picture as its camera was held"; return ImageOps.exif_transpose(_picture(file))
 
 def folder_album(
     split='train',  # `'train'`, `'test'` (every tenth name) or `'all'`
